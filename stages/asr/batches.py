@@ -1,0 +1,98 @@
+"""Shards as batches for training: like lengths together, padded to the batch's own longest, labels from texts."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from stages.asr.checkpoint import Checkpoint
+from stages.asr.decoding import fit, on_grid, prompt
+from stages.asr.shards import Shards
+
+IGNORED = -100  # label of a position without loss, as torch's cross-entropy has it
+POOL = 50  # batches whose clips are sorted by length together: enough to match lengths, few enough to stay random
+
+Item = tuple[int, int]  # a clip's number, and the frames that its batch is padded to
+
+
+class Utterances(Dataset):
+    """Clips of a split as examples for the collator.
+
+    [number, n_frames] -> {"input_features": (n_mels, n_frames) float32, "labels": (n_tokens,) int64}. Clips whose
+    labels pass max_tokens are left out: ``dropped`` has their ids.
+    """
+
+    def __init__(self, shards: Shards, checkpoint: Checkpoint, max_tokens: int):
+        self.shards = shards
+        self.labels, self.numbers, self.dropped = [], [], []
+        for number, entry in enumerate(shards.entries):
+            tokens = label(checkpoint, entry.text)
+            if len(tokens) > max_tokens:
+                self.dropped.append(entry.id)
+            else:
+                self.numbers.append(number)
+                self.labels.append(tokens)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, item: Item) -> dict[str, np.ndarray]:
+        place, frames = item
+        return {"input_features": fit(self.shards.mel(self.numbers[place]), frames), "labels": self.labels[place]}
+
+    def frames(self) -> list[int]:
+        """Frames of each clip on the decoder's grid, so that training sees the contexts that decoding will use."""
+        return [on_grid(self.shards.entries[number]) for number in self.numbers]
+
+
+def label(checkpoint: Checkpoint, text: str) -> np.ndarray:
+    """What the decoder is to say: language, task, no timestamps, the text, the end: (n_tokens,) int64.
+
+    The model shifts them right and puts the one start token before them, so the start token is not among them.
+    """
+    _, *rest = prompt(checkpoint)
+    tokens = checkpoint.tokenizer(text, add_special_tokens=False).input_ids
+    return np.array([*rest, *tokens, checkpoint.model.generation_config.eos_token_id])
+
+
+def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """{"input_features": (batch, n_mels, n_frames) float32, "labels": (batch, longest) int64 filled with IGNORED}."""
+    labels = [torch.from_numpy(item["labels"]) for item in items]
+    return {
+        "input_features": torch.from_numpy(np.stack([item["input_features"] for item in items])),
+        "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }
+
+
+class LengthBatches(Sampler[list[Item]]):
+    """Batches of clips of like length, in an order that seed and epoch alone decide.
+
+    Of the batches a share, drawn at random, is padded to the full window, so that the model goes on to understand it:
+    transformers' own pipeline knows no other. Each epoch is another order; ``set_epoch`` says which.
+    """
+
+    def __init__(self, frames: list[int], batch_size: int, window: int, full_share: float, seed: int):
+        self.lengths, self.batch_size, self.window = frames, batch_size, window
+        self.full_share, self.seed, self.epoch = full_share, seed, 0
+        self.drop_last = False
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        order = random.Random(f"{self.seed} {self.epoch}")
+        numbers = order.sample(range(len(self.lengths)), len(self.lengths))
+        batches = []
+        for start in range(0, len(numbers), POOL * self.batch_size):
+            pool = sorted(numbers[start : start + POOL * self.batch_size], key=self.lengths.__getitem__)
+            batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
+        order.shuffle(batches)
+        for batch in batches:
+            longest = max(self.lengths[number] for number in batch)
+            frames = self.window if order.random() < self.full_share else min(longest, self.window)
+            yield [(number, frames) for number in batch]

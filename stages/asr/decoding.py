@@ -1,0 +1,108 @@
+"""One window of speech to text: greedy, batched, at the clip's own length."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from transformers import EncoderDecoderCache
+from transformers.cache_utils import DynamicCache
+
+from stages.asr.checkpoint import Checkpoint
+from stages.asr.mel import FRAMES_PER_SECOND, pad_mel
+from stages.asr.shards import Entry, Shards
+
+GRID = 50  # frames: clips are padded to the next multiple, whatever their neighbours' lengths
+TOKENS_PER_SECOND = 30  # more than anyone says, in letters; bounds a transcript by its audio, so that a loop ends
+SPARE_TOKENS = 8  # on top of that, for very short clips
+
+
+def prompt(checkpoint: Checkpoint) -> list[int]:
+    """What every transcript begins with: start, language, task, no timestamps; not part of the text."""
+    config = checkpoint.model.generation_config
+    return [
+        config.decoder_start_token_id,
+        config.lang_to_id[f"<|{config.language}|>"],
+        config.task_to_id[config.task],
+        config.no_timestamps_token_id,
+    ]
+
+
+@torch.inference_mode()
+def greedy(checkpoint: Checkpoint, mels: torch.Tensor, max_tokens: int) -> list[list[int]]:
+    """The likeliest next token until the end token: (batch, n_mels, n_frames) float32 -> token ids of each text.
+
+    Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or
+    the generation_config's max_length with the prompt, at the latest.
+    """
+    model, config = checkpoint.model, checkpoint.model.generation_config
+    start = prompt(checkpoint)
+    encoded = model.model.encoder(mels.to(model.device, model.dtype)).last_hidden_state
+    tokens = torch.tensor([start] * len(mels), device=model.device)
+    never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=model.device)
+    not_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=model.device)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    ended = torch.zeros(len(mels), dtype=torch.bool, device=model.device)
+    texts = []
+    for step in range(min(max_tokens, config.max_length - len(start))):
+        hidden = model.model.decoder(
+            input_ids=tokens, encoder_hidden_states=encoded, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        logits = model.proj_out(hidden[:, -1])
+        logits[:, never] = -torch.inf
+        if step == 0:
+            logits[:, not_first] = -torch.inf
+        tokens = logits.argmax(-1).masked_fill(ended, config.eos_token_id)[:, None]
+        ended |= tokens[:, 0] == config.eos_token_id
+        if ended.all():
+            break
+        texts.append(tokens[:, 0])
+    rows = torch.stack(texts, dim=1).tolist() if texts else [[] for _ in mels]
+    return [row[: row.index(config.eos_token_id)] if config.eos_token_id in row else row for row in rows]
+
+
+def on_grid(entry: Entry) -> int:
+    """A clip's frames, up to the next multiple of the grid."""
+    return -(-entry.n_frames // GRID) * GRID
+
+
+def context_frames(checkpoint: Checkpoint, entry: Entry) -> int:
+    """Frames that the encoder is to see of a clip: its own, up to the grid, or the full window."""
+    return min(on_grid(entry), checkpoint.window) if checkpoint.context == "clip" else checkpoint.window
+
+
+def fit(mel: np.ndarray, frames: int) -> np.ndarray:
+    """(n_mels, n_frames) -> (n_mels, frames): padded, or cropped by the frame that only brushes the clip's end."""
+    return pad_mel(mel[:, :frames], frames)
+
+
+def like_lengths(entries: list[Entry], batch_size: int) -> Iterator[list[int]]:
+    """The clips' numbers in batches of one length on the grid, short ones first."""
+    lengths = defaultdict(list)
+    for number, entry in enumerate(entries):
+        lengths[on_grid(entry)].append(number)
+    for _, numbers in sorted(lengths.items()):
+        yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+
+
+def decode(
+    checkpoint: Checkpoint,
+    shards: Shards,
+    batch_size: int,
+    progress: Callable[[Iterator, int], Iterator] = lambda batches, total: batches,
+) -> list[str]:
+    """Transcribe every clip of some shards, in their order.
+
+    A batch holds clips of one length on the grid, so that a clip is padded, and bounded in tokens, by its own length
+    alone. progress: wraps the iterator of batches, given their number.
+    """
+    batches = list(like_lengths(shards.entries, batch_size))
+    texts: dict[int, str] = {}
+    for numbers in progress(batches, len(batches)):
+        entries = [shards.entries[number] for number in numbers]
+        frames = context_frames(checkpoint, entries[0])
+        mels = torch.stack([torch.from_numpy(fit(shards.mel(number), frames)) for number in numbers])
+        seconds = on_grid(entries[0]) / FRAMES_PER_SECOND
+        rows = greedy(checkpoint, mels, int(seconds * TOKENS_PER_SECOND) + SPARE_TOKENS)
+        texts |= zip(numbers, checkpoint.tokenizer.batch_decode(rows, skip_special_tokens=True), strict=True)
+    return [texts[number].strip() for number in range(len(shards))]

@@ -1,0 +1,64 @@
+"""A corpus -> data/raw/{train,validation,test}: a clip list and the audio as it came."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from stages.asr.clips import SPLITS, Clip, Drop, write_clips, write_table
+from stages.asr.errors import UserError
+from stages.corpora import synthetic
+from stages.params import Download, load_params
+
+CORPORA = {"synthetic": synthetic}
+
+
+@click.command()
+@click.option("--params", type=click.Path(path_type=Path), required=True)
+@click.option("--raw", type=click.Path(path_type=Path), required=True, help="Folder for the three splits.")
+@click.option("--dropped", type=click.Path(path_type=Path), required=True, help="Table of what was left out.")
+@click.option("--metrics", type=click.Path(path_type=Path), required=True)
+def main(params: Path, raw: Path, dropped: Path, metrics: Path) -> None:
+    """Bring one corpus into the pipeline's own layout."""
+    settings, compute = load_params(params, "download", "compute")
+    counts = download(settings, raw, dropped, metrics, compute.processes or os.cpu_count() or 1)
+    click.echo(", ".join(f"{counts[split]['clips']} {split}" for split in SPLITS) + f" clips in {raw}")
+
+
+def download(settings: Download, raw: Path, dropped: Path, metrics: Path, processes: int) -> dict:
+    """Collect the corpus into ``raw``; returns the counts that ``metrics`` holds.
+
+    Raises UserError where a split ends up empty.
+    """
+    shutil.rmtree(raw, ignore_errors=True)
+    for split in SPLITS:
+        (raw / split / "audio").mkdir(parents=True)
+    clips, drops = CORPORA[settings.corpus].collect(getattr(settings, settings.corpus), raw, processes)
+    clips["test"] = mark_known(clips["test"], {clip.speaker for clip in clips["train"]})
+    for split in SPLITS:
+        if not clips[split]:
+            raise UserError(f"no clip is left in {split}: look into {dropped} and params.yaml, download")
+        write_clips(raw / split, clips[split])
+    write_table(dropped, Drop, sorted(drops, key=lambda drop: (drop.split, drop.id, drop.reason)))
+    counts = {split: count(clips[split], drops, split) for split in SPLITS}
+    metrics.write_text(json.dumps(counts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return counts
+
+
+def mark_known(clips: list[Clip], heard: set[str]) -> list[Clip]:
+    """Say of each clip whether train hears its speaker."""
+    return [replace(clip, known_speaker="yes" if clip.speaker in heard else "no") for clip in clips]
+
+
+def count(clips: list[Clip], drops: list[Drop], split: str) -> dict:
+    """Clips, speakers and what was dropped, by reason."""
+    dropped = Counter(drop.reason for drop in drops if drop.split == split)
+    return {
+        "clips": len(clips),
+        "speakers": len({clip.speaker for clip in clips}),
+        "dropped": dict(sorted(dropped.items())),
+    }

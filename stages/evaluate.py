@@ -1,0 +1,107 @@
+"""One model + the test shards -> transcripts, scores, and the tables of its plots. The only stage that reads test."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from stages.asr.checkpoint import best_device, check_fit, load_checkpoint
+from stages.asr.decoding import decode
+from stages.asr.errors import UserError
+from stages.asr.scoring import clip_edits, score
+from stages.asr.shards import Entry, Shards
+from stages.asr.text import normalise
+from stages.params import Compute, Evaluate, load_params
+
+MOST_CONFUSED = 20  # rows of that table
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--params", type=FOLDER, required=True)
+@click.option("--model", type=FOLDER, required=True)
+@click.option("--test", type=FOLDER, required=True, help="Test shards.")
+@click.option("--transcripts", type=FOLDER, required=True, help="Table of what was said and what was heard.")
+@click.option("--tables", type=FOLDER, required=True, help="Folder for the tables of the plots.")
+@click.option("--metrics", type=FOLDER, required=True)
+def main(params: Path, model: Path, test: Path, transcripts: Path, tables: Path, metrics: Path) -> None:
+    """Measure one model on the test split."""
+    settings, compute = load_params(params, "evaluate", "compute")
+    scores = evaluate(settings, compute, model, test, transcripts, tables, metrics)
+    label = " (untrained)" if scores.get("untrained") else ""
+    click.echo(f"{model}{label}: WER {scores['wer']:.1f} % ({scores['wer_low']:.1f} to {scores['wer_high']:.1f})")
+
+
+def evaluate(
+    settings: Evaluate, compute: Compute, model: Path, test: Path, transcripts: Path, tables: Path, metrics: Path
+) -> dict:
+    """Decode and score test; returns what ``metrics`` holds.
+
+    Clips whose reference has no words cannot be scored: they are counted under ``dropped``. Raises UserError where no
+    other is left, or where the features do not fit the model.
+    """
+    checkpoint, shards = load_checkpoint(model, best_device()), Shards(test)
+    check_fit(checkpoint, shards, test)
+    heard = decode(
+        checkpoint,
+        shards,
+        compute.decode_batch_size,
+        lambda batches, total: tqdm(batches, total=total, unit="batch", desc=model.name),
+    )
+    pairs = [(entry, text) for entry, text in zip(shards.entries, heard, strict=True) if normalise(entry.text)]
+    if not pairs:
+        raise UserError(f"no text in {test} holds a word: look into the corpus")
+    entries, heard = map(list, zip(*pairs, strict=True))
+    known = [entry.known_speaker for entry in entries]
+    scores, errors = score([e.text for e in entries], heard, known, settings.bootstrap_samples, settings.seed)
+    scores["dropped"] = {"no words": len(shards) - len(pairs)} if len(shards) > len(pairs) else {}
+    if checkpoint.untrained:
+        scores["untrained"] = True
+    for folder in (transcripts.parent, tables, metrics.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_transcripts(transcripts, entries, heard, errors)
+    write_plot_tables(tables, model.name, entries, scores, errors)
+    metrics.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    return scores
+
+
+def write_transcripts(path: Path, entries: list[Entry], heard: list[str], errors: dict) -> None:
+    """What was said and heard, clip by clip, with the clip's WER in percent."""
+    rates = 100 * clip_edits(errors) / np.array(errors["words"])
+    rows = zip(entries, heard, rates, strict=True)
+    write_tsv(path, "clip reference hypothesis wer", ((e.id, e.text, text, f"{rate:.1f}") for e, text, rate in rows))
+
+
+def write_plot_tables(folder: Path, model: str, entries: list[Entry], scores: dict, errors: dict) -> None:
+    """The rows behind the plots, each naming its model, so that one chart can show two."""
+    write_tsv(
+        folder / "wer.tsv",
+        "model wer low high",
+        [(model, scores["wer"], scores["wer_low"], scores["wer_high"])],
+    )
+    lengths = grouped(errors, [f"{int(entry.seconds):02}–{int(entry.seconds) + 1:02} s" for entry in entries])
+    write_tsv(folder / "lengths.tsv", "model length wer clips", ((model, *row) for row in lengths))
+    names = {"yes": "known", "no": "new", "": "unknown"}
+    speakers = grouped(errors, [f"{entry.speaker[:12]} ({names[entry.known_speaker]})" for entry in entries])
+    write_tsv(folder / "speakers.tsv", "model speaker wer clips", ((model, *row) for row in speakers))
+    pairs = Counter(f"{said or '∅'} → {text or '∅'}" for _, said, text in errors["confusions"])
+    most = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_CONFUSED]
+    write_tsv(folder / "confusions.tsv", "model confusion count", ((model, *row) for row in most))
+
+
+def grouped(errors: dict, keys: list[str]) -> list[tuple[str, float, int]]:
+    """(key, WER in percent, clips) of each group of clips, by key."""
+    edits, words, clips = defaultdict(int), defaultdict(int), Counter(keys)
+    for key, edit, word in zip(keys, clip_edits(errors), errors["words"], strict=True):
+        edits[key] += edit
+        words[key] += word
+    return [(key, round(100 * edits[key] / words[key], 2), clips[key]) for key in sorted(clips)]
+
+
+def write_tsv(path: Path, header: str, rows: Iterable[tuple]) -> None:
+    lines = [header.split(), *rows]
+    path.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")

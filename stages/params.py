@@ -1,0 +1,181 @@
+"""params.yaml as frozen sections: what may stand there, and what a wrong value is told."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.asr.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Scratch(Section):
+    d_model: Annotated[int, Field(ge=2, multiple_of=2)]
+    layers: Count
+    heads: Count
+    seconds: Annotated[int, Field(ge=1, le=30)]
+    merges: Annotated[int, Field(ge=0)]
+    seed: Seed
+
+    @model_validator(mode="after")
+    def heads_divide_width(self):
+        if self.d_model % self.heads:
+            raise ValueError(f"d_model ({self.d_model}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class Whisper(Section):
+    base: Annotated[str, Field(pattern=r"^(scratch|[\w.-]+/[\w.-]+|[./~].*)$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+    task: Literal["transcribe", "translate"]
+    scratch: Scratch
+
+    @model_validator(mode="after")
+    def base_is_pinned(self):
+        if (self.base == "scratch") != (self.revision is None):
+            raise ValueError("revision must be null for scratch; a Hub id wants its commit, a folder its digest")
+        return self
+
+
+class Synthetic(Section):
+    train: Count
+    validation: Count
+    test: Count
+    seed: Seed
+
+
+class Download(Section):
+    corpus: Literal["synthetic"]
+    synthetic: Synthetic
+
+
+class Featurize(Section):
+    n_mels: Literal[80, 128]
+    dtype: Literal["uint8", "float16"]
+    max_seconds: Annotated[float, Field(gt=0, le=30)]
+    clips_per_shard: Count
+
+
+class SpecAugment(Section):
+    time_prob: Probability
+    time_length: Annotated[int, Field(ge=1, le=50)]
+    feature_prob: Probability
+    feature_length: Annotated[int, Field(ge=1, le=80)]
+
+
+class Train(Section):
+    seed: Seed
+    context: Literal["clip", "full"]
+    full_context_share: Share
+    batch_size: Count
+    gradient_accumulation: Count
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    max_steps: Count | None
+    epochs: Annotated[float, Field(gt=0)] | None
+    log_every: Count
+    eval_every: Count
+    save_every: Count
+    patience: Count | None
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    precision: Literal["fp32", "bf16", "fp16"]
+    gradient_checkpointing: bool
+    max_label_tokens: Annotated[int, Field(ge=8, le=448)]
+    generation_max_tokens: Annotated[int, Field(ge=8, le=448)]
+    dropout: Probability
+    attention_dropout: Probability
+    activation_dropout: Probability
+    layerdrop: Probability
+    spec_augment: SpecAugment
+
+    @model_validator(mode="after")
+    def one_length(self):
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("exactly one of max_steps and epochs must be null")
+        return self
+
+    @model_validator(mode="after")
+    def logs_align(self):
+        for name in ("eval_every", "save_every"):
+            if getattr(self, name) % self.log_every:
+                raise ValueError(f"{name} must be a multiple of log_every ({self.log_every})")
+        return self
+
+
+class Evaluate(Section):
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    seed: Seed
+
+
+class Compute(Section):
+    processes: Count | None
+    decode_batch_size: Count
+    loader_workers: Annotated[int, Field(ge=0)]
+
+
+class Checkpoints(Section):
+    keep: Count
+
+
+class Params(Section):
+    whisper: Whisper
+    download: Download
+    featurize: Featurize
+    train: Train
+    evaluate: Evaluate
+    compute: Compute
+    checkpoints: Checkpoints
+
+
+def load_params(path: Path, *sections: str) -> list:
+    """Validate all of params.yaml and return the named sections, in order.
+
+    Raises UserError with every wrong key's path, what stands there and what is allowed.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run from the project's root") from None
+    except YAMLError as error:
+        raise UserError(f"{path} is no YAML: {error}") from None
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join([f"{path}:", *(explain(problem) for problem in error.errors())])) from None
+    return [getattr(params, section) for section in sections]
+
+
+def explain(problem: dict) -> str:
+    """One of pydantic's problems as a line: the key's path, what is wrong, what is allowed."""
+    *parents, key = problem["loc"] or ("params.yaml",)
+    place = ".".join(str(part) for part in problem["loc"]) or "the file"
+    if problem["type"] == "missing":
+        return f"  {place}: is missing"
+    if problem["type"] == "extra_forbidden":
+        allowed = allowed_keys(parents)
+        near = difflib.get_close_matches(str(key), allowed, n=1)
+        return f"  {place}: no such key{f'; did you mean {near[0]}?' if near else ''} (allowed: {', '.join(allowed)})"
+    found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
+    return f"  {place}: {problem['msg'].removeprefix('Value error, ')}{found}"
+
+
+def allowed_keys(parents: list[str]) -> list[str]:
+    """The keys of the section below a path of keys."""
+    section = Params
+    for parent in parents:
+        section = section.model_fields[parent].annotation
+    return list(section.model_fields)

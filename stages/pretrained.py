@@ -1,0 +1,163 @@
+"""The base model -> models/pretrained: from the Hub, from a folder, or fresh from scratch."""
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from stages.asr.checkpoint import Checkpoint, check_fit, folder_digest, load_checkpoint, save_checkpoint
+from stages.asr.encoder import STRIDE
+from stages.asr.errors import UserError
+from stages.asr.mel import FRAMES_PER_SECOND
+from stages.asr.shards import Shards
+from stages.params import Scratch, Whisper, load_params
+
+END = "<|endoftext|>"
+CONTROLS = [
+    f"<|{name}|>" for name in ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
+]
+TIMESTAMP_SECONDS = 0.02
+
+
+@click.command()
+@click.option("--params", type=click.Path(path_type=Path), required=True)
+@click.option("--train", type=click.Path(path_type=Path), required=True, help="Shards whose texts and mels must fit.")
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="Folder for the base model.")
+def main(params: Path, train: Path, model: Path) -> None:
+    """Fetch or make the model that training starts from."""
+    (settings,) = load_params(params, "whisper")
+    checkpoint = pretrained(settings, train, model)
+    size = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    click.echo(f"{settings.base}: {size / 1e6:.1f} M parameters in {model}")
+
+
+def pretrained(settings: Whisper, train: Path, folder: Path) -> Checkpoint:
+    """Write the base model, set to hear and write the language.
+
+    Raises UserError where it cannot be had, is not the pinned one, knows no such language, or hears other features.
+    """
+    shards = Shards(train)
+    if settings.base == "scratch":
+        checkpoint = from_scratch(settings.scratch, shards)
+    elif settings.base[0] in "./~":
+        checkpoint = load_checkpoint(pinned_folder(Path(settings.base).expanduser(), settings.revision))
+    else:
+        checkpoint = load_checkpoint(fetch(settings.base, settings.revision))
+    speak(checkpoint, settings.language, settings.task)
+    check_fit(checkpoint, shards, train)
+    shutil.rmtree(folder, ignore_errors=True)
+    save_checkpoint(checkpoint, folder)
+    return checkpoint
+
+
+def fetch(name: str, revision: str) -> Path:
+    """A model's files from the Hub at one commit, from huggingface_hub's cache where they lie there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", "model*.safetensors"])
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{name} at {revision} cannot be fetched ({error}): check whisper.base and whisper.revision"
+        ) from None
+
+
+def pinned_folder(folder: Path, digest: str) -> Path:
+    """The folder, where its content is what params.yaml says."""
+    if not folder.is_dir():
+        raise UserError(f"whisper.base: {folder} is no folder")
+    found = folder_digest(folder)
+    if not found.startswith(digest):
+        raise UserError(f"{folder} has the digest {found}: set whisper.revision to it if this is the model you mean")
+    return folder
+
+
+def speak(checkpoint: Checkpoint, language: str, task: str) -> None:
+    """Set language and task where decoding, ``generate`` and ``pipeline`` find them."""
+    config = checkpoint.model.generation_config
+    known = getattr(config, "lang_to_id", None) or {}
+    if f"<|{language}|>" not in known:
+        raise UserError(
+            f"whisper.language: the base model does not know {language!r}; it must be a multilingual Whisper"
+        )
+    config.language, config.task, config.forced_decoder_ids = language, task, None
+    checkpoint.tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
+
+
+def from_scratch(settings: Scratch, shards: Shards) -> Checkpoint:
+    """A small Whisper with fresh weights, and a tokenizer of its own from the texts of the train shards."""
+    tokenizer = train_tokenizer([entry.text for entry in shards.entries], settings.merges, settings.seconds)
+    ids = tokenizer.get_vocab()
+    shape = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {
+            "layers": settings.layers,
+            "attention_heads": settings.heads,
+            "ffn_dim": 4 * settings.d_model,
+        }.items()
+    }
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        num_mel_bins=shards.n_mels,
+        d_model=settings.d_model,
+        max_source_positions=settings.seconds * FRAMES_PER_SECOND // STRIDE,
+        decoder_start_token_id=ids["<|startoftranscript|>"],
+        bos_token_id=ids[END],
+        eos_token_id=ids[END],
+        pad_token_id=ids[END],
+        begin_suppress_tokens=None,
+        **shape,
+    )
+    torch.manual_seed(settings.seed)
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = generation_config(ids)
+    extractor = WhisperFeatureExtractor(feature_size=shards.n_mels, chunk_length=settings.seconds)
+    return Checkpoint(model, tokenizer, extractor, context="full", untrained=True)
+
+
+def train_tokenizer(texts: list[str], merges: int, seconds: int) -> WhisperTokenizer:
+    """A byte-level BPE with Whisper's special tokens, languages, tasks and the window's timestamps, in its order."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    pieces = json.loads(backend.to_str())["model"]
+    tokenizer = WhisperTokenizer(vocab=pieces["vocab"], merges=[tuple(pair) for pair in pieces["merges"]])
+    languages = [f"<|{code}|>" for code in LANGUAGES]  # directly after the start token, as the tokenizer computes them
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|startoftranscript|>", *languages, *CONTROLS]})
+    stamps = [f"<|{number * TIMESTAMP_SECONDS:.2f}|>" for number in range(round(seconds / TIMESTAMP_SECONDS) + 1)]
+    tokenizer.add_tokens([AddedToken(stamp, special=False, normalized=False) for stamp in stamps])
+    return tokenizer
+
+
+def generation_config(ids: dict[str, int]) -> GenerationConfig:
+    """What ``generate`` and ``pipeline`` want to know of a multilingual Whisper."""
+    return GenerationConfig(
+        decoder_start_token_id=ids["<|startoftranscript|>"],
+        bos_token_id=ids[END],
+        eos_token_id=ids[END],
+        pad_token_id=ids[END],
+        no_timestamps_token_id=ids["<|notimestamps|>"],
+        prev_sot_token_id=ids["<|startofprev|>"],
+        lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},
+        task_to_id={task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")},
+        is_multilingual=True,
+        return_timestamps=False,
+        max_length=WhisperConfig().max_target_positions,
+    )
