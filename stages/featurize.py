@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from stages.asr.audio import SAMPLE_RATE, AudioError, read_audio
+from stages.asr.audio import AudioError, read_audio
 from stages.asr.clips import Clip, Drop, read_clips, write_table
 from stages.asr.errors import UserError
-from stages.asr.mel import log_mel
+from stages.asr.mel import SAMPLE_RATE, log_mel
 from stages.asr.pool import spread
 from stages.asr.shards import Entry, encode, write_shard
 from stages.params import Featurize, load_params
@@ -89,7 +89,7 @@ def features_of_chunk(settings: Featurize, raw: Path, clips: list[Clip]) -> list
 def features_of_clip(settings: Featurize, raw: Path, clip: Clip) -> tuple[Entry, bytes] | Drop:
     """Decode, transform and pack one clip."""
     try:
-        samples = read_audio(raw / "audio" / clip.audio)
+        samples = read_audio(raw / "audio" / clip.audio, SAMPLE_RATE)
     except AudioError as error:
         return Drop(raw.name, clip.id, "unreadable", str(error))
     seconds = len(samples) / SAMPLE_RATE

@@ -23,6 +23,7 @@ from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.shards import Shards
 from stages.params import Scratch, Whisper, load_params
 
+FILES = ["*.json", "*.txt", "model*.safetensors"]  # of a repository on the Hub
 END = "<|endoftext|>"
 CONTROLS = [
     f"<|{name}|>" for name in ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
@@ -67,13 +68,9 @@ def fetch(name: str, revision: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", "model*.safetensors"])
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{name} at {revision} cannot be fetched ({error}): check whisper.base and whisper.revision"
-        ) from None
+        raise UserError(f"whisper.base: {name} at {revision} cannot be fetched: {error}") from None
 
 
 def pinned_folder(folder: Path, digest: str) -> Path:

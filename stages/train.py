@@ -225,10 +225,8 @@ def validation_loss(checkpoint: Checkpoint, clips: Utterances, batch_size: int) 
         longest = min(frames[places[-1]], checkpoint.window) if checkpoint.context == "clip" else checkpoint.window
         batch = collate([clips[place, longest] for place in places])
         count = int((batch["labels"] != IGNORED).sum())
-        total += (
-            count
-            * checkpoint.model(**{name: value.to(checkpoint.model.device) for name, value in batch.items()}).loss.item()
-        )
+        inputs = {name: value.to(checkpoint.model.device) for name, value in batch.items()}
+        total += count * checkpoint.model(**inputs).loss.item()
         tokens += count
     return total / tokens
 

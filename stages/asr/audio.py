@@ -8,22 +8,20 @@ import soxr
 
 from stages.asr.errors import UserError
 
-SAMPLE_RATE = 16_000  # Hz, what Whisper hears
-
 
 class AudioError(UserError):
     """A sound file that cannot be decoded."""
 
 
-def read_audio(path: Path) -> np.ndarray:
-    """The samples of a sound file, mono at 16 kHz: (n_samples,) float32 in about [-1, 1].
+def read_audio(path: Path, sample_rate: int) -> np.ndarray:
+    """The samples of a sound file, mono at sample_rate Hz: (n_samples,) float32 in about [-1, 1].
 
     Decodes through libsndfile and resamples through soxr at high quality, as ``librosa.load`` does, without the
     seconds that importing librosa takes. Raises AudioError, naming the file, where nothing can be decoded.
     """
     try:
-        samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, own_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(f"{path} is no readable sound file: {error}") from None
     mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    return soxr.resample(mono, sample_rate, SAMPLE_RATE) if sample_rate != SAMPLE_RATE else mono
+    return soxr.resample(mono, own_rate, sample_rate) if own_rate != sample_rate else mono

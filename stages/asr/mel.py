@@ -9,8 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from stages.asr.audio import SAMPLE_RATE
-
+SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples, 25 ms
 HOP = 160  # samples, 10 ms: one frame
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP

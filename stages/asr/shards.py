@@ -72,7 +72,7 @@ def write_shard(path: Path, dtype: str, n_mels: int, clips: list[tuple[Entry, by
         archive.writestr(zipfile.ZipInfo("index.json", FIXED_DATE), index)
         for entry, data in clips:
             archive.writestr(zipfile.ZipInfo(entry.id, FIXED_DATE), data)
-    os.replace(part, path)
+    part.replace(path)
 
 
 class Shards:

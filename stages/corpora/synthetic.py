@@ -271,7 +271,7 @@ def speak_chunk(folder: Path, data: Path, chunk: list[Utterance], report: Connec
             path = audio_path(folder, utterance)
             part = path.with_name(path.name + ".part")
             soundfile.write(part, samples, SAMPLE_RATE, "PCM_16", format="WAV")
-            os.replace(part, path)
+            part.replace(path)
         report.send("")
     except (UserError, OSError) as error:
         report.send(str(error))

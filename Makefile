@@ -1,0 +1,23 @@
+# Two commands from a bare clone: `make repro` and `make test`. Each makes .venv first where it is missing.
+.PHONY: repro test bench
+
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+VENV := .venv/ready
+
+repro: $(VENV)
+	dvc repro $(shell PATH="$(PATH)" dvc remote default >/dev/null 2>&1 && echo --pull)
+	@python -m tools.report
+
+test: $(VENV)
+	ruff check .
+	ruff format --check .
+	python -m pytest -q -n 2 $(TESTS)
+
+bench: $(VENV)
+	python -m bench.features
+
+$(VENV): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
