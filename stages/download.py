@@ -1,6 +1,5 @@
 """A corpus -> data/raw/{train,validation,test}: a clip list and the audio as it came."""
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -9,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from stages.asr.clips import SPLITS, Clip, Drop, write_clips, write_table
+from stages.asr.clips import SPLITS, Clip, Drop, write_clips, write_rows
 from stages.asr.errors import UserError
+from stages.asr.files import write_json
 from stages.corpora import synthetic
 from stages.params import Download, load_params
 
@@ -43,9 +43,9 @@ def download(settings: Download, raw: Path, dropped: Path, metrics: Path, proces
         if not clips[split]:
             raise UserError(f"no clip is left in {split}: look into {dropped} and params.yaml, download")
         write_clips(raw / split, clips[split])
-    write_table(dropped, Drop, sorted(drops, key=lambda drop: (drop.split, drop.id, drop.reason)))
+    write_rows(dropped, Drop, sorted(drops, key=lambda drop: (drop.split, drop.id, drop.reason)))
     counts = {split: count(clips[split], drops, split) for split in SPLITS}
-    metrics.write_text(json.dumps(counts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(metrics, counts)
     return counts
 
 

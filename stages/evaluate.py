@@ -1,8 +1,6 @@
 """One model + the test shards -> transcripts, scores, and the tables of its plots. The only stage that reads test."""
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -12,6 +10,7 @@ from tqdm import tqdm
 from stages.asr.checkpoint import best_device, check_fit, load_checkpoint
 from stages.asr.decoding import decode
 from stages.asr.errors import UserError
+from stages.asr.files import write_json, write_table
 from stages.asr.scoring import clip_edits, score
 from stages.asr.shards import Entry, Shards
 from stages.asr.text import normalise
@@ -61,36 +60,33 @@ def evaluate(
     scores["dropped"] = {"no words": len(shards) - len(pairs)} if len(shards) > len(pairs) else {}
     if checkpoint.untrained:
         scores["untrained"] = True
-    for folder in (transcripts.parent, tables, metrics.parent):
-        folder.mkdir(parents=True, exist_ok=True)
     write_transcripts(transcripts, entries, heard, errors)
     write_plot_tables(tables, model.name, entries, scores, errors)
-    metrics.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    write_json(metrics, scores)
     return scores
 
 
 def write_transcripts(path: Path, entries: list[Entry], heard: list[str], errors: dict) -> None:
     """What was said and heard, clip by clip, with the clip's WER in percent."""
     rates = 100 * clip_edits(errors) / np.array(errors["words"])
-    rows = zip(entries, heard, rates, strict=True)
-    write_tsv(path, "clip reference hypothesis wer", ((e.id, e.text, text, f"{rate:.1f}") for e, text, rate in rows))
+    rows = ((e.id, e.text, text, f"{rate:.1f}") for e, text, rate in zip(entries, heard, rates, strict=True))
+    write_table(path, ["clip", "reference", "hypothesis", "wer"], rows)
 
 
 def write_plot_tables(folder: Path, model: str, entries: list[Entry], scores: dict, errors: dict) -> None:
     """The rows behind the plots, each naming its model, so that one chart can show two."""
-    write_tsv(
-        folder / "wer.tsv",
-        "model wer low high",
-        [(model, scores["wer"], scores["wer_low"], scores["wer_high"])],
-    )
     lengths = grouped(errors, [f"{int(entry.seconds):02}–{int(entry.seconds) + 1:02} s" for entry in entries])
-    write_tsv(folder / "lengths.tsv", "model length wer clips", ((model, *row) for row in lengths))
     names = {"yes": "known", "no": "new", "": "unknown"}
     speakers = grouped(errors, [f"{entry.speaker[:12]} ({names[entry.known_speaker]})" for entry in entries])
-    write_tsv(folder / "speakers.tsv", "model speaker wer clips", ((model, *row) for row in speakers))
     pairs = Counter(f"{said or '∅'} → {text or '∅'}" for _, said, text in errors["confusions"])
     most = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_CONFUSED]
-    write_tsv(folder / "confusions.tsv", "model confusion count", ((model, *row) for row in most))
+    for name, columns, rows in (
+        ("wer", ["wer", "low", "high"], [(scores["wer"], scores["wer_low"], scores["wer_high"])]),
+        ("lengths", ["length", "wer", "clips"], lengths),
+        ("speakers", ["speaker", "wer", "clips"], speakers),
+        ("confusions", ["confusion", "count"], most),
+    ):
+        write_table(folder / f"{name}.tsv", ["model", *columns], [(model, *row) for row in rows])
 
 
 def grouped(errors: dict, keys: list[str]) -> list[tuple[str, float, int]]:
@@ -100,8 +96,3 @@ def grouped(errors: dict, keys: list[str]) -> list[tuple[str, float, int]]:
         edits[key] += edit
         words[key] += word
     return [(key, round(100 * edits[key] / words[key], 2), clips[key]) for key in sorted(clips)]
-
-
-def write_tsv(path: Path, header: str, rows: Iterable[tuple]) -> None:
-    lines = [header.split(), *rows]
-    path.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")

@@ -1,6 +1,5 @@
 """One split of raw clips -> zipped log-mel shards."""
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ import click
 from tqdm import tqdm
 
 from stages.asr.audio import AudioError, read_audio
-from stages.asr.clips import Clip, Drop, read_clips, write_table
+from stages.asr.clips import Clip, Drop, read_clips, write_rows
 from stages.asr.errors import UserError
+from stages.asr.files import write_json
 from stages.asr.mel import SAMPLE_RATE, log_mel
 from stages.asr.pool import spread
 from stages.asr.shards import Entry, encode, write_shard
@@ -52,7 +52,7 @@ def featurize(settings: Featurize, raw: Path, folder: Path, metrics: Path, proce
         if len(rows) == settings.clips_per_shard:
             written += save(settings, folder, rows, written)
     written += save(settings, folder, rows, written)
-    write_table(folder / "dropped.tsv", Drop, drops)
+    write_rows(folder / "dropped.tsv", Drop, drops)
     if not written:
         raise UserError(f"no clip of {raw} is left; {folder / 'dropped.tsv'} says why")
     counts = {
@@ -61,8 +61,7 @@ def featurize(settings: Featurize, raw: Path, folder: Path, metrics: Path, proce
         "bytes": sum(path.stat().st_size for path in folder.glob("*.zip")),
         "dropped": dict(sorted(Counter(drop.reason for drop in drops).items())),
     }
-    metrics.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_text(json.dumps(counts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(metrics, counts)
     return counts
 
 

@@ -1,6 +1,5 @@
 """Train and validation shards + models/pretrained -> models/tuned, and the curves of how it went."""
 
-import json
 import math
 import shutil
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArgumen
 
 from stages.asr.batches import IGNORED, LengthBatches, Utterances, collate
 from stages.asr.checkpoint import Checkpoint, best_device, check_fit, load_checkpoint, save_checkpoint
-from stages.asr.clips import Drop, write_table
+from stages.asr.clips import Drop, write_rows
 from stages.asr.decoding import decode
 from stages.asr.errors import UserError
+from stages.asr.files import write_json
 from stages.asr.scoring import wer
 from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
@@ -68,7 +68,7 @@ def train(settings: Train, compute: Compute, keep: Checkpoints, paths: Paths) ->
         check_fit(checkpoint, split, folder)
     clips = {folder: Utterances(split, checkpoint, settings.max_label_tokens) for folder, split in shards.items()}
     drops = [Drop(folder.name, clip, "label too long") for folder, split in clips.items() for clip in split.dropped]
-    write_table(paths.dropped, Drop, drops)
+    write_rows(paths.dropped, Drop, drops)
     for folder, split in clips.items():
         if not len(split):
             raise UserError(f"no clip of {folder} is left: raise train.max_label_tokens ({paths.dropped} lists them)")
@@ -105,8 +105,7 @@ def finish(trainer: "SpeechTrainer", dropped: int, paths: Paths) -> dict:
         "steps": trainer.state.global_step,
         "dropped": {"label too long": dropped} if dropped else {},
     }
-    paths.metrics.parent.mkdir(parents=True, exist_ok=True)
-    paths.metrics.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(paths.metrics, result)
     shutil.rmtree(paths.checkpoints, ignore_errors=True)
     return result
 

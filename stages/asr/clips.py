@@ -2,10 +2,11 @@
 
 import csv
 import unicodedata
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from stages.asr.errors import UserError
+from stages.asr.files import write_table
 
 SPLITS = ("train", "validation", "test")
 
@@ -43,21 +44,15 @@ def clean_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def write_table(path: Path, row_type: type, rows: list) -> None:
-    """Write dataclass rows as an unquoted TSV, under a temporary name first.
-
-    Values hold neither tabs nor line ends: text has gone through ``clean_text``.
-    """
-    part = path.with_name(path.name + ".part")
-    lines = ["\t".join(field.name for field in fields(row_type))]
-    lines += ["\t".join(asdict(row).values()) for row in rows]
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    part.replace(path)
+def write_rows(path: Path, row_type: type, rows: list) -> None:
+    """Write Clips or Drops as a table, in the order given."""
+    names = [field.name for field in fields(row_type)]
+    write_table(path, names, ([clean_text(getattr(row, name)) for name in names] for row in rows))
 
 
 def write_clips(folder: Path, clips: list[Clip]) -> None:
     """Write ``clips.tsv`` of a split's folder, sorted by id."""
-    write_table(folder / "clips.tsv", Clip, sorted(clips, key=lambda clip: clip.id))
+    write_rows(folder / "clips.tsv", Clip, sorted(clips, key=lambda clip: clip.id))
 
 
 def read_clips(folder: Path) -> list[Clip]:
