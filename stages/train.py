@@ -181,36 +181,34 @@ class SpeechTrainer(Seq2SeqTrainer):
 def training_arguments(settings: Train, compute: Compute, keep: Checkpoints, folder: Path) -> Seq2SeqTrainingArguments:
     """Our settings in transformers' words."""
     shutil.rmtree(folder, ignore_errors=True)
-    try:
-        return Seq2SeqTrainingArguments(
-            output_dir=str(folder),
-            seed=settings.seed,
-            per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.gradient_accumulation,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
-            warmup_steps=settings.warmup_steps,
-            max_steps=settings.max_steps or -1,
-            num_train_epochs=settings.epochs or 0,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            bf16=settings.precision == "bf16",
-            fp16=settings.precision == "fp16",
-            gradient_checkpointing=settings.gradient_checkpointing,
-            logging_steps=settings.log_every,
-            logging_nan_inf_filter=False,
-            eval_strategy="steps",
-            eval_steps=settings.eval_every,
-            save_strategy="steps",
-            save_steps=settings.save_every,
-            save_total_limit=keep.keep,
-            dataloader_num_workers=compute.loader_workers,
-            remove_unused_columns=False,
-            report_to="none",
-            disable_tqdm=True,
-        )
-    except ValueError as error:
-        raise UserError(f"train.precision: {settings.precision} does not run on this machine: {error}") from None
+    return Seq2SeqTrainingArguments(
+        output_dir=str(folder),
+        seed=settings.seed,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        max_steps=settings.max_steps or -1,
+        num_train_epochs=settings.epochs or 0,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        activation_checkpointing=settings.gradient_checkpointing,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=settings.eval_every,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=keep.keep,
+        dataloader_num_workers=compute.loader_workers,
+        remove_unused_columns=False,
+        use_cpu=best_device().type == "cpu",
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 @torch.inference_mode()
@@ -267,4 +265,4 @@ class Curves(TrainerCallback):
 
     def show(self, **values: str) -> None:
         self.shown |= values
-        self.bar.set_postfix(self.shown)
+        self.bar.set_postfix(self.shown, refresh=False)

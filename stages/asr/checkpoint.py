@@ -65,6 +65,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu", **override
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a plain Hugging Face folder; ``from_pretrained`` and ``pipeline`` need none of our code to read it."""
+    logging.disable_progress_bar()
     setattr(checkpoint.model.config, NOTE, {"context": checkpoint.context, "untrained": checkpoint.untrained})
     checkpoint.model.save_pretrained(folder)
     checkpoint.tokenizer.save_pretrained(folder)

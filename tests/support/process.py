@@ -1,0 +1,65 @@
+"""Stages as processes of their own, as DVC runs them."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from tests.support.material import ROOT
+
+PATIENCE = 120  # seconds until a process that says nothing counts as hanging; a test never waits for them to pass
+NOISE = re.compile(r"import time:|\s*$|.*?(\d+%\||\d+(clip|it|batch|step) \[)")  # -X importtime, and progress bars
+
+
+class Stage:
+    """``python -m stages …`` in a process group of its own; use as a context manager."""
+
+    def __init__(self, folder: Path, *arguments: object, flags: tuple[str, ...] = (), **environment: str):
+        self.process = subprocess.Popen(
+            [sys.executable, *flags, "-m", "stages", *map(str, arguments)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.said = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def wait_for(self, words: str) -> None:
+        """Read stderr until words stand there."""
+        while words not in self.said:
+            if not self.read():
+                raise AssertionError(f"ended without saying {words!r}:\n{self.said}")
+
+    def read(self) -> bool:
+        """Read what stderr holds; False at its end, which comes once no process holds it any more."""
+        stderr = self.process.stderr.fileno()
+        if not select.select([stderr], [], [], PATIENCE)[0]:
+            raise AssertionError(f"says nothing any more:\n{self.said}")
+        piece = os.read(stderr, 65536).decode(errors="replace")
+        self.said += piece
+        return bool(piece)
+
+    def interrupt(self) -> None:
+        """Ctrl-C in a terminal: every process of the group gets it."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def finish(self) -> tuple[int, list[str]]:
+        """Wait for the process and its children; returns its status and the lines on stderr beside its progress."""
+        while self.read():
+            pass
+        lines = re.split(r"[\r\n]", self.said)
+        return self.process.wait(PATIENCE), [line for line in lines if not NOISE.match(line)]
