@@ -11,10 +11,10 @@ import click
 from stages.asr.clips import SPLITS, Clip, Drop, write_clips, write_rows
 from stages.asr.errors import UserError
 from stages.asr.files import write_json
-from stages.corpora import synthetic
+from stages.corpora import common_voice, folder, synthetic
 from stages.params import Download, load_params
 
-CORPORA = {"synthetic": synthetic}
+CORPORA = {"synthetic": synthetic, "common_voice": common_voice, "folder": folder}
 
 
 @click.command()
@@ -39,11 +39,11 @@ def download(settings: Download, raw: Path, dropped: Path, metrics: Path, proces
         (raw / split / "audio").mkdir(parents=True)
     clips, drops = CORPORA[settings.corpus].collect(getattr(settings, settings.corpus), raw, processes)
     clips["test"] = mark_known(clips["test"], {clip.speaker for clip in clips["train"]})
+    write_rows(dropped, Drop, sorted(drops, key=lambda drop: (drop.split, drop.id, drop.reason)))
     for split in SPLITS:
         if not clips[split]:
             raise UserError(f"no clip is left in {split}: look into {dropped} and params.yaml, download")
         write_clips(raw / split, clips[split])
-    write_rows(dropped, Drop, sorted(drops, key=lambda drop: (drop.split, drop.id, drop.reason)))
     counts = {split: count(clips[split], drops, split) for split in SPLITS}
     write_json(metrics, counts)
     return counts

@@ -17,7 +17,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Scratch(Section):
@@ -56,9 +56,63 @@ class Synthetic(Section):
     seed: Seed
 
 
+# Common Voice's tables; validation is what its file calls dev.
+Table = Literal["train", "validation", "dev", "test", "validated", "other", "invalidated"]
+
+
+class Tables(Section):
+    tables: Annotated[list[Table], Field(min_length=1)]
+    limit: Count | None
+
+
+class ValidationTables(Section):
+    tables: list[Table]
+    limit: Count | None
+
+
+class CommonVoice(Section):
+    archive: Annotated[str, Field(min_length=1)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    locale: Annotated[str, Field(min_length=1)] | None
+    train: Tables
+    validation: ValidationTables
+    test: Tables
+    held_out_speakers: Annotated[float, Field(gt=0, lt=1)] | None
+    allow_overlap: Annotated[str, Field(min_length=1)] | None
+    min_seconds: Annotated[float, Field(ge=0)]
+    max_seconds: Annotated[float, Field(gt=0)]
+    seed: Seed
+
+    @model_validator(mode="after")
+    def validation_comes_from_one_place(self):
+        if bool(self.validation.tables) == (self.held_out_speakers is not None):
+            raise ValueError("either validation.tables is [] or held_out_speakers is null")
+        return self
+
+
+class Folder(Section):
+    path: Annotated[str, Field(min_length=1)]
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None
+    table: Annotated[str, Field(min_length=1)] | None
+    validation: Annotated[float, Field(ge=0, lt=1)]
+    test: Annotated[float, Field(ge=0, lt=1)]
+    limit: Count | None
+    min_seconds: Annotated[float, Field(ge=0)]
+    max_seconds: Annotated[float, Field(gt=0)]
+    seed: Seed
+
+    @model_validator(mode="after")
+    def shares_leave_some_to_train(self):
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together must be less than 1: the rest is train")
+        return self
+
+
 class Download(Section):
-    corpus: Literal["synthetic"]
+    corpus: Literal["synthetic", "common_voice", "folder"]
     synthetic: Synthetic
+    common_voice: CommonVoice
+    folder: Folder
 
 
 class Featurize(Section):
@@ -150,7 +204,7 @@ def load_params(path: Path, *sections: str) -> list:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run from the project's root") from None
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no YAML: {error}") from None
     try:
         params = Params.model_validate(values)

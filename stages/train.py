@@ -1,26 +1,44 @@
 """Train and validation shards + models/pretrained -> models/tuned, and the curves of how it went."""
 
+import contextlib
+import hashlib
+import json
 import math
+import os
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import click
 import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from stages.asr import runs
 from stages.asr.batches import IGNORED, LengthBatches, Utterances, collate
-from stages.asr.checkpoint import Checkpoint, best_device, check_fit, load_checkpoint, save_checkpoint
+from stages.asr.checkpoint import (
+    Checkpoint,
+    best_device,
+    check_fit,
+    folder_digest,
+    load_checkpoint,
+    save_checkpoint,
+)
 from stages.asr.clips import Drop, write_rows
 from stages.asr.decoding import decode
 from stages.asr.errors import UserError
-from stages.asr.files import write_json
+from stages.asr.files import json_text, write_json, write_table
+from stages.asr.guard import Parent
 from stages.asr.scoring import wer
 from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
 
+STATE, BEST, WEIGHTS = "state.json", "best.safetensors", "model.safetensors"  # files of a checkpoint
 FOLDER = click.Path(path_type=Path)
 
 
@@ -29,15 +47,19 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--train", "train_shards", type=FOLDER, required=True)
 @click.option("--validation", type=FOLDER, required=True)
 @click.option("--pretrained", type=FOLDER, required=True, help="The model to start from.")
-@click.option("--checkpoints", type=FOLDER, required=True, help="Scratch folder, no out.")
+@click.option("--checkpoints", type=FOLDER, required=True, help="Store of unfinished runs, below DVC_ROOT; no out.")
 @click.option("--tuned", type=FOLDER, required=True, help="Folder for the best model.")
 @click.option("--curves", type=FOLDER, required=True, help="Folder for training.tsv and validation.tsv.")
 @click.option("--dropped", type=FOLDER, required=True, help="Table of what was left out.")
 @click.option("--metrics", type=FOLDER, required=True)
-def main(params: Path, **paths: Path) -> None:
-    """Fine-tune the base model; keep the weights with the lowest validation WER."""
+@click.option("--fresh", is_flag=True, envvar="VISKA_FRESH", help="Start anew, whatever checkpoints there are.")
+@click.option("--adopt", envvar="VISKA_ADOPT", metavar="RUN", help="Go on from another run's checkpoint.")
+def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
+    """Fine-tune the base model; keep the weights with the lowest validation WER. Goes on where a run was stopped."""
     settings = load_params(params, "train", "compute", "checkpoints")
-    result = train(*settings, Paths(**paths))
+    # An experiment runs in a folder that is deleted when it fails; DVC_ROOT is the repository that stays.
+    paths["checkpoints"] = Path(os.environ.get("DVC_ROOT", ".")) / paths["checkpoints"]
+    result = train(*settings, Paths(**paths), fresh, adopt)
     click.echo(f"validation WER {result['validation_wer']:.1f} % at step {result['best_step']} of {result['steps']}")
 
 
@@ -55,26 +77,55 @@ class Paths:
     metrics: Path
 
 
-def train(settings: Train, compute: Compute, keep: Checkpoints, paths: Paths) -> dict:
+def train(
+    settings: Train,
+    compute: Compute,
+    keep: Checkpoints,
+    paths: Paths,
+    fresh: bool = False,
+    adopt: str | None = None,
+) -> dict:
     """Train, and write everything that ``paths`` names; returns what metrics holds.
 
-    Raises UserError where the features do not fit the model, no clip is left, or the loss leaves the finite numbers.
+    fresh: pass over every checkpoint. adopt: the name, or its beginning, of another run to go on from. Raises UserError
+    where the features do not fit the model, no clip is left, the loss leaves the finite numbers, the disk is full, or
+    a checkpoint is there that fits in part only and nobody has said what to do with it.
     """
     checkpoint = load_checkpoint(paths.pretrained, best_device(), **regularisation(settings))
     checkpoint.context, checkpoint.untrained = settings.context, False
     checkpoint.model.generation_config.max_length = settings.generation_max_tokens
-    shards = {folder: Shards(folder) for folder in (paths.train_shards, paths.validation)}
-    for folder, split in shards.items():
-        check_fit(checkpoint, split, folder)
-    clips = {folder: Utterances(split, checkpoint, settings.max_label_tokens) for folder, split in shards.items()}
-    drops = [Drop(folder.name, clip, "label too long") for folder, split in clips.items() for clip in split.dropped]
+    clips = load_clips(checkpoint, settings, paths)
+    run = runs.describe(
+        settings.model_dump(mode="json"),
+        [paths.train_shards, paths.validation],
+        folder_digest(paths.pretrained),
+        __name__,
+    )
+    folder = run.folder(paths.checkpoints)
+    with runs.locked(folder, say):
+        start = find_start(run, paths, fresh, adopt)
+        write_json(folder / runs.PARTS, run.parts)
+        trainer = SpeechTrainer(checkpoint, *clips, settings, compute, keep, folder, paths.curves)
+        trainer.run(start)
+        return finish(trainer, paths)
+
+
+def load_clips(checkpoint: Checkpoint, settings: Train, paths: Paths) -> list[Utterances]:
+    """Train's and validation's clips; lists those whose labels are too long."""
+    clips, drops = [], []
+    for folder in (paths.train_shards, paths.validation):
+        shards = Shards(folder)
+        check_fit(checkpoint, shards, folder)
+        clips.append(Utterances(shards, checkpoint, settings.max_label_tokens))
+        drops += [Drop(folder.name, clip, "label too long") for clip in clips[-1].dropped]
+        if not len(clips[-1]):
+            raise UserError(f"no clip of {folder} has a label within train.max_label_tokens: raise it")
     write_rows(paths.dropped, Drop, drops)
-    for folder, split in clips.items():
-        if not len(split):
-            raise UserError(f"no clip of {folder} is left: raise train.max_label_tokens ({paths.dropped} lists them)")
-    trainer = SpeechTrainer(checkpoint, *clips.values(), settings, compute, keep, paths)
-    trainer.run()
-    return finish(trainer, len(drops), paths)
+    return clips
+
+
+def say(message: str) -> None:
+    click.echo(message, err=True)
 
 
 def regularisation(settings: Train) -> dict:
@@ -94,19 +145,91 @@ def regularisation(settings: Train) -> dict:
     }
 
 
-def finish(trainer: "SpeechTrainer", dropped: int, paths: Paths) -> dict:
-    """Write the best weights and the metrics."""
-    trainer.model.load_state_dict(trainer.best_weights)
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to go on from. adopted: what differs, where it is another run's."""
+
+    folder: Path
+    adopted: dict | None = None
+
+    @cached_property
+    def state(self) -> dict:
+        """step, best_wer, best_step, finished, adopted."""
+        return json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+
+
+def find_start(run: runs.Run, paths: Paths, fresh: bool, adopt: str | None) -> Start | None:
+    """The checkpoint to go on from; says why the others do not fit."""
+    folder = run.folder(paths.checkpoints)
+    if fresh:
+        runs.prune(folder, 0)
+        return None
+    if newest := runs.newest_whole(folder, say):
+        start = Start(newest)
+        if not is_recorded(start, paths):
+            return start
+        runs.prune(folder, 0)  # DVC has this very result, and runs the stage all the same: it was told to (--force)
+        return None
+    if adopt:
+        return adopted(run, paths.checkpoints, adopt)
+    others = sorted(paths.checkpoints.glob(f"*/{runs.PARTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for other in (path.parent for path in others):
+        if found := runs.checkpoints(other):
+            say(f"starting run {runs.short(run.name)} afresh: {misfit(run, other, found[0])}")
+            break
+    return None
+
+
+def misfit(run: runs.Run, other: Path, newest: Path) -> str:
+    """Why another run's checkpoint is not taken."""
+    differs = run.differences(other)
+    details = "; ".join(f"{part} ({', '.join(lines)})" for part, lines in differs.items())
+    advice = "" if "params" in differs else f"; VISKA_ADOPT={runs.short(other.name)} takes it all the same"
+    return f"the checkpoint of run {runs.short(other.name)} at step {runs.step_of(newest)} differs in {details}{advice}"
+
+
+def adopted(run: runs.Run, store: Path, name: str) -> Start:
+    """Another run's newest checkpoint, where that run had the same params."""
+    found = [path.parent for path in sorted(store.glob(f"{name}*/{runs.PARTS}")) if path.parent.name != run.name]
+    newest = runs.newest_whole(found[0], say) if len(found) == 1 else None
+    if newest is None:
+        raise UserError(f"no run {name} has a checkpoint here: python -m tools.checkpoints list shows those that do")
+    differs = run.differences(found[0])
+    if "params" in differs:
+        raise UserError(f"run {name} cannot be adopted: it differs in params ({', '.join(differs['params'])})")
+    return Start(newest, {"run": runs.short(found[0].name), "differs": sorted(differs)})
+
+
+def is_recorded(start: Start, paths: Paths) -> bool:
+    """Whether a checkpoint is a finished run's whose result stands in dvc.lock already."""
+    lock = Path("dvc.lock")
+    if not start.state["finished"] or not lock.exists():
+        return False
+    stages = (YAML(typ="safe").load(lock) or {}).get("stages", {})
+    recorded = {out["path"]: out.get("md5") for out in stages.get("train", {}).get("outs", [])}
+    text = json_text(result_of(start.state, paths))
+    return recorded.get(str(paths.metrics)) == hashlib.md5(text.encode()).hexdigest()
+
+
+def result_of(state: dict, paths: Paths) -> dict:
+    """What metrics holds of a run in this state."""
+    dropped = len(paths.dropped.read_text(encoding="utf-8").splitlines()) - 1
+    return {
+        "validation_wer": round(state["best_wer"], 2),
+        "best_step": state["best_step"],
+        "steps": state["step"],
+        "dropped": {"label too long": dropped} if dropped else {},
+    } | ({"adopted": state["adopted"]} if state["adopted"] else {})
+
+
+def finish(trainer: "SpeechTrainer", paths: Paths) -> dict:
+    """Write the best weights and the metrics. Of the checkpoints the last stays, until DVC has recorded the result."""
+    trainer.parent.check()
+    trainer.model.load_state_dict(trainer.best_weights, strict=False)  # the tied projection is not among them
     shutil.rmtree(paths.tuned, ignore_errors=True)
     save_checkpoint(trainer.checkpoint, paths.tuned)
-    result = {
-        "validation_wer": round(trainer.best_wer, 2),
-        "best_step": trainer.best_step,
-        "steps": trainer.state.global_step,
-        "dropped": {"label too long": dropped} if dropped else {},
-    }
+    result = result_of(trainer.current_state(), paths)
     write_json(paths.metrics, result)
-    shutil.rmtree(paths.checkpoints, ignore_errors=True)
     return result
 
 
@@ -114,6 +237,7 @@ class SpeechTrainer(Seq2SeqTrainer):
     """Seq2SeqTrainer on batches of like length, with validation by the decoder that evaluate uses.
 
     transformers' ``predict_with_generate`` pads every clip to the full window; this decodes at the trained context.
+    Its checkpoints are complete or absent, and hold the best weights and the curves so far.
     """
 
     def __init__(
@@ -124,14 +248,16 @@ class SpeechTrainer(Seq2SeqTrainer):
         settings: Train,
         compute: Compute,
         keep: Checkpoints,
-        paths: Paths,
+        folder: Path,
+        curves: Path,
     ):
         self.checkpoint, self.validation, self.settings, self.compute = checkpoint, validation, settings, compute
-        self.curves = Curves(paths.curves)
-        self.best_wer, self.best_step, self.best_weights, self.evaluated = math.inf, 0, {}, -1
+        self.folder, self.keep, self.parent = folder, keep, Parent()
+        self.curves = Curves(curves, self.parent)
+        self.best_wer, self.best_step, self.best_weights, self.adopted = math.inf, 0, {}, None
         super().__init__(
             model=checkpoint.model,
-            args=training_arguments(settings, compute, keep, paths.checkpoints),
+            args=training_arguments(settings, compute, folder),
             train_dataset=clips,
             eval_dataset=validation,
             data_collator=collate,
@@ -139,11 +265,28 @@ class SpeechTrainer(Seq2SeqTrainer):
         )
         self.remove_callback(PrinterCallback)
 
-    def run(self) -> None:
-        """Train to the end, and judge the last weights too where no evaluation fell on them."""
-        self.train()
-        if self.evaluated != self.state.global_step:
-            self.evaluate()
+    def run(self, start: Start | None) -> None:
+        """Train to the end, from a checkpoint where there is one."""
+        if start is None:
+            self.train()
+            return
+        state, best = start.state, start.folder / BEST
+        self.adopted = start.adopted or state["adopted"]
+        if state["best_wer"] is not None:
+            self.best_wer, self.best_step = state["best_wer"], state["best_step"]
+            self.best_weights = load_file(best if best.exists() else start.folder / WEIGHTS)
+        self.curves.restore(start.folder)
+        say(f"resuming run {runs.short(start.folder.parent.name)} at step {state['step']} of {self.planned_steps()}")
+        if state["finished"]:
+            self.state.global_step = state["step"]
+        else:
+            self.train(resume_from_checkpoint=str(start.folder))
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        batches = -(-len(self.train_dataset) // self.settings.batch_size)
+        an_epoch = -(-batches // self.settings.gradient_accumulation)
+        return self.settings.max_steps or math.ceil(self.settings.epochs * an_epoch)
 
     def get_train_dataloader(self) -> DataLoader:
         sampler = LengthBatches(
@@ -165,22 +308,62 @@ class SpeechTrainer(Seq2SeqTrainer):
             loss = validation_loss(self.checkpoint, self.validation, self.compute.decode_batch_size)
             heard = decode(self.checkpoint, self.validation.shards, self.compute.decode_batch_size)
         rate = wer([entry.text for entry in self.validation.shards.entries], heard)
-        self.evaluated = self.state.global_step
         if rate < self.best_wer:
             self.best_wer, self.best_step = rate, self.state.global_step
-            self.best_weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            self.best_weights = self.weights()
         self.curves.validated(self.state.global_step, loss, rate)
         metrics = {"eval_loss": loss, "eval_wer": rate}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         patience = self.settings.patience
         if patience and self.state.global_step - self.best_step >= patience * self.settings.eval_every:
-            self.control.should_training_stop = True
+            self.control.should_training_stop = self.control.should_save = True
         return metrics
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights as ``save_pretrained`` names them, without the projection tied to the embedding."""
+        state = self.model.state_dict()
+        return {name: value.detach().cpu().clone() for name, value in state.items() if name != "proj_out.weight"}
 
-def training_arguments(settings: Train, compute: Compute, keep: Checkpoints, folder: Path) -> Seq2SeqTrainingArguments:
+    def current_state(self) -> dict:
+        return {
+            "step": self.state.global_step,
+            "best_wer": self.best_wer if self.best_weights else None,
+            "best_step": self.best_step,
+            "finished": self.control.should_training_stop or self.state.global_step >= self.planned_steps(),
+            "adopted": self.adopted,
+        }
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        """Where transformers would write a checkpoint piece by piece, write a whole one."""
+        runs.save(self.folder, self.state.global_step, lambda partial: self.write_checkpoint(partial, model))
+        runs.prune(self.folder, self.keep.keep)
+
+    def write_checkpoint(self, partial: Path, model: torch.nn.Module) -> None:
+        """transformers' own files, the best weights, the curves, and what we know beside them."""
+        self.partial = partial
+        super()._save_checkpoint(model, None)
+        theirs = partial / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        for path in theirs.iterdir():
+            path.rename(partial / path.name)
+        theirs.rmdir()
+        self.curves.copy_to(partial)
+        write_json(partial / STATE, self.current_state())
+        if not self.best_weights or self.best_step == self.state.global_step:
+            return  # the weights themselves are the best so far
+        for before in runs.checkpoints(self.folder)[:1]:
+            if json.loads((before / STATE).read_text(encoding="utf-8"))["best_step"] == self.best_step:
+                same = before / BEST if (before / BEST).exists() else before / WEIGHTS
+                with contextlib.suppress(OSError):  # a file system without hard links
+                    os.link(same, partial / BEST)
+                    return
+        save_file(self.best_weights, partial / BEST)
+
+    def _get_output_dir(self, trial: None) -> str:
+        return str(self.partial)
+
+
+def training_arguments(settings: Train, compute: Compute, folder: Path) -> Seq2SeqTrainingArguments:
     """Our settings in transformers' words."""
-    shutil.rmtree(folder, ignore_errors=True)
     return Seq2SeqTrainingArguments(
         output_dir=str(folder),
         seed=settings.seed,
@@ -202,7 +385,6 @@ def training_arguments(settings: Train, compute: Compute, keep: Checkpoints, fol
         eval_steps=settings.eval_every,
         save_strategy="steps",
         save_steps=settings.save_every,
-        save_total_limit=keep.keep,
         dataloader_num_workers=compute.loader_workers,
         remove_unused_columns=False,
         use_cpu=best_device().type == "cpu",
@@ -231,17 +413,28 @@ def validation_loss(checkpoint: Checkpoint, clips: Utterances, batch_size: int) 
 class Curves(TrainerCallback):
     """training.tsv and validation.tsv, a row at a time so that `dvc plots` draws a run that is under way, and a bar."""
 
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, parent: Parent):
+        self.parent = parent
         self.training, self.validation = folder / "training.tsv", folder / "validation.tsv"
-        self.training.write_text("step\tloss\tlearning_rate\n")
-        self.validation.write_text("step\tloss\twer\n")
+        write_table(self.training, ["step", "loss", "learning_rate"], [])
+        write_table(self.validation, ["step", "loss", "wer"], [])
         self.shown: dict[str, str] = {}
+
+    def copy_to(self, folder: Path) -> None:
+        """Keep the curves so far beside a checkpoint."""
+        for path in (self.training, self.validation):
+            shutil.copyfile(path, folder / path.name)
+
+    def restore(self, folder: Path) -> None:
+        """Take up the curves of a checkpoint; the rows after it will be drawn again."""
+        for path in (self.training, self.validation):
+            shutil.copyfile(folder / path.name, path)
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="train")
 
     def on_step_end(self, args, state, control, **_) -> None:
+        self.parent.check()
         self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args, state, control, **_) -> None:
@@ -260,6 +453,7 @@ class Curves(TrainerCallback):
         self.show(validation_wer=f"{rate:.1f} %")
 
     def write(self, path: Path, step: int, *values: float) -> None:
+        self.parent.check()
         with path.open("a") as rows:
             rows.write("\t".join([str(step), *(f"{value:.6g}" for value in values)]) + "\n")
 

@@ -64,7 +64,6 @@ def test_training_changes_the_weights_and_says_how_it_went(trained, tiny):
     assert metrics["steps"] == 4 and metrics["best_step"] in (2, 4)
     assert [row[0] for row in rows(paths.curves / "training.tsv")] == ["step", "1", "2", "3", "4"]
     assert [row[0] for row in rows(paths.curves / "validation.tsv")] == ["step", "2", "4"]
-    assert not paths.checkpoints.exists()
     model = WhisperForConditionalGeneration.from_pretrained(paths.tuned)
     assert (model.generation_config.language, model.generation_config.task) == ("sv", "transcribe")
 

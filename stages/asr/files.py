@@ -15,7 +15,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: dict) -> None:
     """Write metrics in the order they were given."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(values))
+
+
+def json_text(values: dict) -> str:
+    """What ``write_json`` writes."""
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable]) -> None:

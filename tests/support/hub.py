@@ -70,7 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         elif path.suffix in LARGE:
             digest = sha256(path)
             linked = {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(path.stat().st_size)}
-            self.answer(302, {"Location": f"{self.server.url}/store/{digest}", **linked, **commit})
+            store = f"http://localhost:{self.server.server_port}"  # another host, as the Hub's own store is
+            self.answer(302, {"Location": f"{store}/store/{digest}", **linked, **commit})
         else:
             self.answer(200, {"ETag": f'"{blob_id(path)}"', **commit}, path.read_bytes())
 

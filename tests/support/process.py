@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tests.support.material import ROOT
 
-PATIENCE = 120  # seconds until a process that says nothing counts as hanging; a test never waits for them to pass
-NOISE = re.compile(r"import time:|\s*$|.*?(\d+%\||\d+(clip|it|batch|step) \[)")  # -X importtime, and progress bars
+PATIENCE = 60  # seconds until a process that says nothing counts as hanging; a test never waits for them to pass
+NOISE = re.compile(r"import time:.*|[^\r\n]*?\d+(%\||\w+ \[)[^]\r\n]*]")  # of -X importtime, and progress bars
 
 
 class Stage:
@@ -61,5 +61,5 @@ class Stage:
         """Wait for the process and its children; returns its status and the lines on stderr beside its progress."""
         while self.read():
             pass
-        lines = re.split(r"[\r\n]", self.said)
-        return self.process.wait(PATIENCE), [line for line in lines if not NOISE.match(line)]
+        lines = re.split(r"[\r\n]+", NOISE.sub("", self.said))
+        return self.process.wait(PATIENCE), [line for line in lines if line.strip()]

@@ -1,0 +1,145 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import WhisperForConditionalGeneration, pipeline
+
+from stages.asr.checkpoint import NOTE, best_device, check_fit, folder_digest, load_checkpoint, save_checkpoint
+from stages.asr.decoding import greedy
+from stages.asr.errors import UserError
+from stages.asr.shards import Shards
+from tests.support.material import sounds, speech, write_shards
+
+
+@pytest.fixture
+def copy(tiny, tmp_path) -> Path:
+    """A copy of the tiny Whisper's folder to change."""
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+
+
+def change_config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(("context", "untrained"), [("clip", False), ("full", True)])
+def test_a_saved_checkpoint_comes_back(checkpoint, tmp_path, context, untrained):
+    checkpoint.context, checkpoint.untrained = context, untrained
+    save_checkpoint(checkpoint, tmp_path)
+    read = load_checkpoint(tmp_path)
+    assert (read.context, read.untrained) == (context, untrained)
+    assert not read.model.training
+    assert read.window == 200
+    theirs = read.model.state_dict()
+    assert all(torch.equal(weights, theirs[name]) for name, weights in checkpoint.model.state_dict().items())
+    assert read.tokenizer.get_vocab() == checkpoint.tokenizer.get_vocab()
+    assert (read.model.generation_config.language, read.model.generation_config.task) == ("sv", "transcribe")
+
+
+def test_saving_again_gives_the_same_bytes(checkpoint, tmp_path):
+    for name in "ab":
+        save_checkpoint(checkpoint, tmp_path / name)
+        checkpoint = load_checkpoint(tmp_path / name)
+    assert folder_digest(tmp_path / "a") == folder_digest(tmp_path / "b")
+
+
+def test_overrides_reach_the_layers(tiny):
+    read = load_checkpoint(tiny, dropout=0.25, encoder_layerdrop=0.5)
+    assert read.model.model.encoder.layers[0].dropout == 0.25
+    assert read.model.model.encoder.layerdrop == 0.5
+
+
+def test_transformers_alone_reads_and_runs_the_folder(talking, tmp_path):
+    save_checkpoint(talking, tmp_path)
+    model = WhisperForConditionalGeneration.from_pretrained(tmp_path)
+    assert type(model.model.encoder).__module__.startswith("transformers.")
+    recognise = pipeline("automatic-speech-recognition", model=str(tmp_path), device="cpu")
+    for samples in sounds().values():
+        heard = recognise(
+            {"raw": samples, "sampling_rate": 16_000}, generate_kwargs={"num_beams": 1, "max_new_tokens": 30}
+        )
+        features = talking.extractor(samples, sampling_rate=16_000, return_tensors="pt").input_features
+        assert heard["text"] == talking.tokenizer.decode(greedy(talking, features, 30)[0])
+
+
+@pytest.mark.parametrize("note", [None, {}])
+def test_a_model_that_does_not_say_is_decoded_at_the_full_window(copy, note):
+    change_config(copy, **{NOTE: note})
+    read = load_checkpoint(copy)
+    assert (read.context, read.untrained) == ("full", False)
+
+
+def test_a_folder_without_safetensors_is_refused(copy, tmp_path):
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    for folder in (copy, tmp_path / "missing"):
+        with pytest.raises(UserError, match=rf"{folder} holds no \*\.safetensors"):
+            load_checkpoint(folder)
+
+
+def drop_layer(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: values for name, values in weights.items() if "encoder.layers.0.fc1" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+BROKEN = {
+    "cut weights": cut,
+    "weights without a layer": drop_layer,
+    "more layers than weights": lambda folder: change_config(folder, encoder_layers=2),
+    "weights of another width": lambda folder: change_config(folder, d_model=32),
+    "another kind of model": lambda folder: change_config(folder, model_type="bert"),
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "a config that is no JSON": lambda folder: (folder / "config.json").write_text("{"),
+    "no tokenizer": lambda folder: [path.unlink() for path in folder.glob("token*")],
+    "no feature extractor": lambda folder: [path.unlink() for path in folder.glob("*processor*")],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_whole_whisper_is_refused_in_one_line(copy, name):
+    BROKEN[name](copy)
+    with pytest.raises(UserError, match=f"{copy}") as refusal:
+        load_checkpoint(copy)
+    assert "\n" not in str(refusal.value)
+
+
+def test_features_with_other_mel_bins_are_refused(checkpoint, tmp_path):
+    folder = write_shards(tmp_path / "test", {"a": speech(0.5)}, n_mels=128)
+    with pytest.raises(UserError, match=rf"{folder} has 128 mel bins, the model hears 80: set featurize.n_mels: 80"):
+        check_fit(checkpoint, Shards(folder), folder)
+
+
+def test_a_clip_beyond_the_window_is_named(checkpoint, tmp_path):
+    folder = write_shards(tmp_path / "test", {"a": speech(0.5), "c17": speech(2.6), "z": speech(2.1)})
+    with pytest.raises(UserError, match=rf"clip c17 in {folder} lasts 2.6 s; the model hears 2 s.*max_seconds"):
+        check_fit(checkpoint, Shards(folder), folder)
+
+
+def test_clips_up_to_the_whole_window_fit(checkpoint, shards, shards_folder, tmp_path):
+    check_fit(checkpoint, shards, shards_folder)
+    check_fit(checkpoint, Shards(write_shards(tmp_path, {"whole": speech(2)})), tmp_path)
+
+
+def test_the_digest_is_of_names_and_content(tmp_path):
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    digests = [folder_digest(tmp_path), folder_digest(tmp_path)]
+    (tmp_path / "b").write_text("3")
+    digests.append(folder_digest(tmp_path))
+    (tmp_path / "b").rename(tmp_path / "c")
+    digests.append(folder_digest(tmp_path))
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    assert all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in digests)
+
+
+def test_the_best_device_computes():
+    assert torch.ones(2, device=best_device()).sum().item() == 2

@@ -1,0 +1,88 @@
+import signal
+
+import pytest
+
+from tests.support.material import speech, write_raw
+from tests.support.process import Stage
+
+MANY = {"download.synthetic.train": 2000, "compute.processes": 2}
+
+
+def download(settings, tmp_path, **options) -> Stage:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    arguments = ["--params", settings(MANY), "--raw", folder / "raw", "--dropped", folder / "d.tsv"]
+    return Stage(tmp_path, "download", *arguments, "--metrics", folder / "m.json", **options)
+
+
+STOPS = pytest.mark.parametrize(
+    ("stop", "status", "line"),
+    [
+        (Stage.interrupt, 130, "stopped by Ctrl-C"),
+        (lambda stage: stage.process.send_signal(signal.SIGTERM), 143, "stopped by SIGTERM"),
+    ],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+
+
+@STOPS
+@pytest.mark.parametrize("module", ["click.core", "numpy", "pydantic"])
+def test_a_stop_during_import_is_told_in_one_line(settings, tmp_path, stop, status, line, module):
+    with download(settings, tmp_path, flags=("-X", "importtime")) as stage:
+        stage.wait_for(f" {module}\n")
+        stop(stage)
+        assert stage.finish() == (status, [line])
+    assert not list((tmp_path / "data").iterdir())
+
+
+@STOPS
+@pytest.mark.parametrize("progress", [" 0/", " 100/"])
+def test_a_stop_during_work_is_told_in_one_line(settings, tmp_path, stop, status, line, progress):
+    with download(settings, tmp_path) as stage:
+        stage.wait_for(progress)
+        stop(stage)
+        assert stage.finish() == (status, [line])
+    assert not (tmp_path / "data" / "m.json").exists()
+
+
+@STOPS
+def test_a_stop_of_a_pool_is_told_in_one_line(settings, tmp_path, stop, status, line):
+    raw = write_raw(tmp_path / "raw", {f"c{number}": speech(0.5) for number in range(600)})
+    arguments = ["--params", settings({"compute.processes": 2}), "--clips", raw, "--shards", tmp_path / "shards"]
+    with Stage(tmp_path, "featurize", *arguments, "--metrics", tmp_path / "m.json") as stage:
+        stage.wait_for("raw:   0%")
+        stop(stage)
+        assert stage.finish() == (status, [line])
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_the_users_mistake_is_told_in_one_line(settings, tmp_path):
+    arguments = ["--params", settings(), "--clips", tmp_path / "gone", "--shards", tmp_path / "s"]
+    with Stage(tmp_path, "featurize", *arguments, "--metrics", tmp_path / "m.json") as stage:
+        status, lines = stage.finish()
+    assert status == 1
+    assert lines == [f"Error: {tmp_path / 'gone' / 'clips.tsv'} is missing: run the download stage"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("nosuch",), ("__main__",)])
+def test_an_unknown_stage_is_told_which_there_are(tmp_path, arguments):
+    with Stage(tmp_path, *arguments) as stage:
+        assert stage.finish() == (1, ["usage: python -m stages {download,featurize,pretrained,train,evaluate} …"])
+
+
+def test_an_unknown_option_is_named(tmp_path):
+    with Stage(tmp_path, "download", "--colour", "red") as stage:
+        status, lines = stage.finish()
+    assert status == 2
+    assert "--colour" in lines[-1]
+    assert not [line for line in lines if "Traceback" in line]
+
+
+def test_our_own_mistake_keeps_its_traceback(tmp_path, settings):
+    raw = tmp_path / "raw"
+    raw.write_text("a file where a folder should be")
+    arguments = ["--params", settings(), "--raw", raw, "--dropped", tmp_path / "d", "--metrics", tmp_path / "m"]
+    with Stage(tmp_path, "download", *arguments) as stage:
+        status, lines = stage.finish()
+    assert status == 1
+    assert "Traceback" in lines[0]

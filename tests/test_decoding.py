@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+
+from stages.asr.decoding import (
+    SPARE_TOKENS,
+    TOKENS_PER_SECOND,
+    context_frames,
+    decode,
+    fit,
+    greedy,
+    like_lengths,
+    on_grid,
+    prompt,
+)
+from stages.asr.mel import floor
+from stages.asr.shards import Shards
+from tests.support.material import TEXTS, allow, sounds, speech, write_shards
+
+
+def allow_letters(checkpoint, letters: str) -> None:
+    """Let a model say nothing but letters of one byte, without an end."""
+    allow(checkpoint, set(checkpoint.tokenizer(letters, add_special_tokens=False).input_ids))
+
+
+def full_windows(shards: Shards) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(fit(shards.mel(number), 200)) for number in range(len(shards))])
+
+
+def test_the_prompt_is_start_language_task_and_no_timestamps(checkpoint):
+    tokens = checkpoint.tokenizer.convert_ids_to_tokens(prompt(checkpoint))
+    assert tokens == ["<|startoftranscript|>", "<|sv|>", "<|transcribe|>", "<|notimestamps|>"]
+
+
+@pytest.mark.parametrize("begin", [None, [256, *range(40, 120)]])
+def test_greedy_at_the_full_window_says_what_generate_says(talking, shards, begin):
+    config = talking.model.generation_config
+    config.begin_suppress_tokens = begin
+    mels, most = full_windows(shards), 40
+    ours = greedy(talking, mels, most)
+    theirs = talking.model.generate(input_features=mels, max_new_tokens=most, num_beams=1, do_sample=False)
+    start, end = prompt(talking), config.eos_token_id
+    for mine, row in zip(ours, theirs.tolist(), strict=True):
+        row = row[len(start) :] if row[: len(start)] == start else row
+        assert mine == row[: row.index(end)] if end in row else mine == row
+    assert len({tuple(row) for row in ours}) > 6
+    lengths = [len(row) for row in ours]
+    assert min(lengths) < most, "no text ends by itself: turn the weights of talking"
+    assert max(lengths) > 5
+
+
+def test_what_is_suppressed_is_never_said(talking, shards):
+    config = talking.model.generation_config
+    mels = full_windows(shards)
+    said = {token for row in greedy(talking, mels, 30) for token in row}
+    config.suppress_tokens = [*config.suppress_tokens, *said]
+    others = greedy(talking, mels, 30)
+    assert not said & {token for row in others for token in row}
+    first = {row[0] for row in others}
+    config.begin_suppress_tokens = list(first)
+    again = greedy(talking, mels, 30)
+    assert not first & {row[0] for row in again if row}
+    assert first & {token for row in again for token in row[1:]}
+
+
+def test_a_text_does_not_depend_on_its_neighbours(talking, shards):
+    talking.context = "clip"
+    together = decode(talking, shards, 32)
+    assert len(set(together)) > 8
+    for batch_size in (1, 5):
+        assert decode(talking, shards, batch_size) == together
+
+
+def test_texts_come_in_the_order_of_the_clips(talking, shards, tmp_path):
+    together = decode(talking, shards, 4)
+    for number, (name, samples) in enumerate(sounds().items()):
+        alone = Shards(write_shards(tmp_path / name, {name: samples}))
+        assert decode(talking, alone, 4) == [together[number]]
+
+
+@pytest.mark.parametrize("context", ["clip", "full"])
+def test_a_text_is_bounded_by_its_own_audio(talking, shards, context):
+    talking.context = context
+    allow_letters(talking, "abcdefg")
+    texts = decode(talking, shards, 8)
+    for text, entry in zip(texts, shards.entries, strict=True):
+        assert set(text) <= set("abcdefg")
+        seconds = on_grid(entry) / 100
+        assert len(text) == int(seconds * TOKENS_PER_SECOND) + SPARE_TOKENS
+
+
+def test_max_length_bounds_a_text_too(talking, shards):
+    allow_letters(talking, "abc")
+    talking.model.generation_config.max_length = 4 + 6
+    assert {len(text) for text in decode(talking, shards, 8)} == {6}
+
+
+def test_a_model_that_ends_at_once_says_nothing(talking, shards):
+    allow(talking, {talking.model.generation_config.eos_token_id})
+    assert decode(talking, shards, 8) == [""] * len(shards)
+
+
+def test_a_text_is_on_one_line(talking, shards):
+    allow_letters(talking, "\n\t\rab")
+    texts = decode(talking, shards, 8)
+    assert all(text == " ".join(text.split()) for text in texts)
+    assert any(" " in text for text in texts)
+
+
+@pytest.mark.parametrize(("context", "frames"), [("clip", {50, 100, 150, 200}), ("full", {200})])
+def test_the_encoder_sees_the_context_that_was_trained(talking, shards, context, frames):
+    talking.context = context
+    seen = []
+    encoder = talking.model.model.encoder
+    encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    decode(talking, shards, 3)
+    assert {batch.shape[2] for batch in seen} == frames
+    assert sum(len(batch) for batch in seen) == len(shards)
+
+
+def test_the_context_is_the_clip_up_to_the_grid_but_not_beyond_the_window(checkpoint, tmp_path):
+    read = Shards(write_shards(tmp_path, {"short": speech(0.3), "whole": speech(2.0)}))
+    assert [entry.n_frames for entry in read.entries] == [32, 202]
+    checkpoint.context = "clip"
+    assert [context_frames(checkpoint, entry) for entry in read.entries] == [50, 200]
+    checkpoint.context = "full"
+    assert [context_frames(checkpoint, entry) for entry in read.entries] == [200, 200]
+
+
+def test_a_mel_is_padded_with_its_floor_or_cropped():
+    mel = np.random.default_rng(1).uniform(-1, 1, (80, 60)).astype(np.float32)
+    longer = fit(mel, 100)
+    assert longer.dtype == np.float32
+    assert np.array_equal(longer[:, :60], mel)
+    assert (longer[:, 60:] == np.float32(floor(mel))).all()
+    assert np.array_equal(fit(mel, 40), mel[:, :40])
+
+
+def test_batches_hold_one_length_and_every_clip_once(shards):
+    batches = list(like_lengths(shards.entries, 3))
+    assert sorted(number for batch in batches for number in batch) == list(range(len(shards)))
+    lengths = [{on_grid(shards.entries[number]) for number in batch} for batch in batches]
+    assert all(len(own) == 1 for own in lengths)
+    assert max(map(len, batches)) == 3
+    assert [min(own) for own in lengths] == sorted(min(own) for own in lengths)
+
+
+def test_progress_is_told_how_many_batches_there_are(talking, shards):
+    counted = []
+
+    def progress(batches, total):
+        for batch in batches:
+            counted.append(total)
+            yield batch
+
+    assert len(decode(talking, shards, 3, progress)) == len(TEXTS) * 2
+    assert set(counted) == {len(counted)}

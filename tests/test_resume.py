@@ -1,0 +1,178 @@
+"""Runs that are stopped go on as if nothing had happened: the real command, really killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.material import ROOT, write_params
+
+SETTINGS = {
+    "train.batch_size": 4,
+    "train.learning_rate": 1e-2,
+    "train.warmup_steps": 2,
+    "train.max_steps": 60,
+    "train.log_every": 1,
+    "train.eval_every": 6,
+    "train.save_every": 4,
+    "train.dropout": 0.1,
+    "train.gradient_accumulation": 2,
+    "train.spec_augment.time_prob": 0.1,
+}
+RESULTS = ("tuned/model.safetensors", "curves/training.tsv", "curves/validation.tsv", "metrics.json")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny, shards_folder):
+    """A folder with what training reads, and the results of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("runs")
+    shutil.copytree(tiny, folder / "pretrained")
+    for split in ("train", "validation"):
+        shutil.copytree(shards_folder, folder / split)
+    write_params(folder / "params.yaml", SETTINGS)
+    finished = start(folder, "whole")
+    assert finished.wait() == 0
+    return folder
+
+
+def start(place: Path, name: str, params: Path | None = None, **env: str) -> subprocess.Popen:
+    """Begin, or begin again, a run with outs of its own below place/name."""
+    run = place / name
+    options = {
+        "params": params or place / "params.yaml",
+        "train": place / "train",
+        "validation": place / "validation",
+        "pretrained": place / "pretrained",
+        "checkpoints": run / "checkpoints",
+        "tuned": run / "tuned",
+        "curves": run / "curves",
+        "dropped": run / "dropped.tsv",
+        "metrics": run / "metrics.json",
+    }
+    for out in ("tuned", "curves"):  # as DVC does before it runs a stage
+        shutil.rmtree(run / out, ignore_errors=True)
+    command = [sys.executable, "-m", "stages", "train"]
+    command += [word for option, value in options.items() for word in (f"--{option}", str(value))]
+    run.mkdir(exist_ok=True)
+    log = (run / "log").open("a")
+    env = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | env
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+
+
+def wait_for(process: subprocess.Popen, condition) -> None:
+    """Wait until something is so, or the process has ended."""
+    while process.poll() is None and not condition():
+        time.sleep(0.002)
+
+
+def newest(run: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max((int(path.name[5:]) for path in run.glob("checkpoints/*/step-*")), default=0)
+
+
+def results(place: Path, name: str) -> dict[str, bytes]:
+    return {file: (place / name / file).read_bytes() for file in RESULTS}
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "steps"),
+    [(signal.SIGKILL, -9, (8, 24, 44)), (signal.SIGINT, 130, (20,)), (signal.SIGTERM, 143, (20,))],
+    ids=["SIGKILL", "SIGINT", "SIGTERM"],
+)
+def test_a_stopped_run_ends_in_the_same_bytes(place, number, status, steps):
+    name = number.name
+    for step in steps:
+        process = start(place, name)
+        wait_for(process, lambda least=step: newest(place / name) >= least)
+        process.send_signal(number)
+        assert process.wait() == status
+        assert not (place / name / "tuned").exists()
+    assert start(place, name).wait() == 0
+    assert results(place, name) == results(place, "whole")
+    log = (place / name / "log").read_text()
+    assert "Traceback" not in log
+    assert log.count("resuming run") == len(steps) and "of 60" in log
+    assert len(list((place / name).glob("checkpoints/*/step-*"))) == 2  # checkpoints.keep
+    assert not list((place / name).glob("checkpoints/*/partial-*"))
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_taken(place):
+    process = start(place, "damaged")
+    wait_for(process, lambda: newest(place / "damaged") >= 12)
+    process.kill()
+    process.wait()
+    last, before = sorted((place / "damaged").glob("checkpoints/*/step-*"), reverse=True)[:2]
+    data = bytearray((last / "optimizer.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (last / "optimizer.pt").unlink()
+    (last / "optimizer.pt").write_bytes(data)
+    assert start(place, "damaged").wait() == 0
+    log = (place / "damaged/log").read_text()
+    assert f"{last} is damaged: optimizer.pt is not what was written" in log
+    assert f"at step {int(before.name[5:])} of 60" in log
+    assert results(place, "damaged") == results(place, "whole")
+
+
+def test_a_second_process_waits_for_the_first_and_takes_over(place):
+    first = start(place, "pair")
+    wait_for(first, lambda: newest(place / "pair") >= 4)
+    first.send_signal(signal.SIGSTOP)  # so that it cannot finish meanwhile
+    second = start(place, "pair")
+    wait_for(second, lambda: "waiting for it" in (place / "pair/log").read_text())
+    assert f"in the hands of process {first.pid}" in (place / "pair/log").read_text()
+    first.kill()
+    assert second.wait() == 0
+    assert results(place, "pair") == results(place, "whole")
+
+
+def test_a_trainer_whose_dvc_is_gone_stops_without_touching_an_out(place):
+    """A shell stands in for `dvc`, which runs its stages through one."""
+    script = (
+        "from pathlib import Path; from tests.test_resume import start;"
+        f"p = start(Path({str(place)!r}), 'orphan', DVC_ROOT='/'); print(p.pid, flush=True); p.wait()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"PYTHONPATH": "."}, stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    wait_for(parent, lambda: newest(place / "orphan") >= 4)
+    parent.kill()
+    parent.wait()
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.01)
+    assert not (place / "orphan/tuned").exists()
+    assert f"process {parent.pid} (dvc), which started this, is gone" in (place / "orphan/log").read_text()
+
+
+def test_another_parameter_starts_afresh_and_says_why_and_going_back_resumes(place):
+    changed = write_params(place / "changed.yaml", SETTINGS | {"train.learning_rate": 2e-2, "train.max_steps": 8})
+    process = start(place, "there-and-back")
+    wait_for(process, lambda: newest(place / "there-and-back") >= 8)
+    process.kill()
+    process.wait()
+    assert start(place, "there-and-back", changed).wait() == 0
+    log = (place / "there-and-back/log").read_text()
+    assert "afresh" in log and "learning_rate: 0.02, was 0.01" in log
+    assert start(place, "there-and-back").wait() == 0
+    assert "resuming run" in (place / "there-and-back/log").read_text().split("afresh")[1]
+    assert results(place, "there-and-back") == results(place, "whole")
+
+
+def test_a_run_of_other_code_is_adopted_when_told_to_and_recorded(place):
+    process = start(place, "adopt")
+    wait_for(process, lambda: newest(place / "adopt") >= 8)
+    process.kill()
+    process.wait()
+    (folder,) = (place / "adopt/checkpoints").iterdir()
+    parts = json.loads((folder / "parts.json").read_text())
+    parts["code"]["stages.asr.batches"] = "0" * 64
+    (folder / "parts.json").write_text(json.dumps(parts))
+    other = folder.rename(folder.with_name("0123456789abcdef"))
+    assert start(place, "adopt", VISKA_ADOPT="012345").wait() == 0
+    assert json.loads((place / "adopt/metrics.json").read_text())["adopted"] == {"run": "012345", "differs": ["code"]}
+    assert (place / "adopt/tuned/model.safetensors").read_bytes() == results(place, "whole")["tuned/model.safetensors"]
+    assert other.exists()
