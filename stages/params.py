@@ -181,8 +181,14 @@ class Compute(Section):
     loader_workers: Annotated[int, Field(ge=0)]
 
 
+class Keep(Section):
+    local: Count
+    remote: Count
+
+
 class Checkpoints(Section):
-    keep: Count
+    keep: Keep
+    mirror: Annotated[str, Field(min_length=1)] | None
 
 
 class Params(Section):

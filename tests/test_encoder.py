@@ -60,7 +60,7 @@ def test_gradients_are_the_same_with_and_without_checkpointing(checkpoint):
         model.zero_grad()
         model(input_features=mels(100), labels=labels).loss.backward()
         gradients.append(model.model.encoder.conv1.weight.grad.clone())
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     assert gradients[0].abs().max() > 0
     assert torch.allclose(*gradients, rtol=1e-5, atol=1e-9)
 

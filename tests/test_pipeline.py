@@ -134,7 +134,7 @@ def test_a_clone_pulls_everything_but_raw_audio_and_runs_nothing(clone, finished
 
 
 def test_what_shapes_no_result_reruns_nothing(pulled):
-    set_params(pulled, {"compute.processes": 1, "compute.decode_batch_size": 3, "checkpoints.keep": 5})
+    set_params(pulled, {"compute.processes": 1, "compute.decode_batch_size": 3, "checkpoints.keep.local": 5})
     assert "params.yaml" not in run(pulled, "dvc", "status")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,72 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.material import ROOT, write_params
-
-SETTINGS = {
-    "train.batch_size": 4,
-    "train.learning_rate": 1e-2,
-    "train.warmup_steps": 2,
-    "train.max_steps": 60,
-    "train.log_every": 1,
-    "train.eval_every": 6,
-    "train.save_every": 4,
-    "train.dropout": 0.1,
-    "train.gradient_accumulation": 2,
-    "train.spec_augment.time_prob": 0.1,
-}
-RESULTS = ("tuned/model.safetensors", "curves/training.tsv", "curves/validation.tsv", "metrics.json")
+from tests.support.training import SETTINGS, make_place, newest, results, start, wait_for
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny, shards_folder):
-    """A folder with what training reads, and the results of a run that nobody stopped."""
-    folder = tmp_path_factory.mktemp("runs")
-    shutil.copytree(tiny, folder / "pretrained")
-    for split in ("train", "validation"):
-        shutil.copytree(shards_folder, folder / split)
-    write_params(folder / "params.yaml", SETTINGS)
-    finished = start(folder, "whole")
-    assert finished.wait() == 0
-    return folder
-
-
-def start(place: Path, name: str, params: Path | None = None, **env: str) -> subprocess.Popen:
-    """Begin, or begin again, a run with outs of its own below place/name."""
-    run = place / name
-    options = {
-        "params": params or place / "params.yaml",
-        "train": place / "train",
-        "validation": place / "validation",
-        "pretrained": place / "pretrained",
-        "checkpoints": run / "checkpoints",
-        "tuned": run / "tuned",
-        "curves": run / "curves",
-        "dropped": run / "dropped.tsv",
-        "metrics": run / "metrics.json",
-    }
-    for out in ("tuned", "curves"):  # as DVC does before it runs a stage
-        shutil.rmtree(run / out, ignore_errors=True)
-    command = [sys.executable, "-m", "stages", "train"]
-    command += [word for option, value in options.items() for word in (f"--{option}", str(value))]
-    run.mkdir(exist_ok=True)
-    log = (run / "log").open("a")
-    env = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | env
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
-
-
-def wait_for(process: subprocess.Popen, condition) -> None:
-    """Wait until something is so, or the process has ended."""
-    while process.poll() is None and not condition():
-        time.sleep(0.002)
-
-
-def newest(run: Path) -> int:
-    """The step of the newest checkpoint."""
-    return max((int(path.name[5:]) for path in run.glob("checkpoints/*/step-*")), default=0)
-
-
-def results(place: Path, name: str) -> dict[str, bytes]:
-    return {file: (place / name / file).read_bytes() for file in RESULTS}
+def place(tmp_path_factory, tiny, shards_folder) -> Path:
+    """What training reads, and the results of a run that nobody stopped."""
+    return make_place(tmp_path_factory.mktemp("runs"), tiny, shards_folder, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -134,10 +74,16 @@ def test_a_second_process_waits_for_the_first_and_takes_over(place):
 def test_a_trainer_whose_dvc_is_gone_stops_without_touching_an_out(place):
     """A shell stands in for `dvc`, which runs its stages through one."""
     script = (
-        "from pathlib import Path; from tests.test_resume import start;"
+        "from pathlib import Path; from tests.support.training import start;"
         f"p = start(Path({str(place)!r}), 'orphan', DVC_ROOT='/'); print(p.pid, flush=True); p.wait()"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"PYTHONPATH": "."}, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": "."},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     pid = int(parent.stdout.readline())
     wait_for(parent, lambda: newest(place / "orphan") >= 4)
     parent.kill()

@@ -50,9 +50,9 @@ class Run:
     def folder(self, store: Path) -> Path:
         return store / self.name
 
-    def differences(self, other: Path) -> dict[str, list[str]]:
-        """How this run differs from the one in a folder: {"params": ["learning_rate: 0.001, was 0.002"], …}."""
-        theirs, found = json.loads((other / PARTS).read_text(encoding="utf-8")), {}
+    def differences(self, theirs: dict[str, dict]) -> dict[str, list[str]]:
+        """How this run differs from one of other parts: {"params": ["learning_rate: 0.001, was 0.002"], …}."""
+        found = {}
         for part, values in self.parts.items():
             mine, their = flat(values), flat(theirs.get(part, {}))
             names = sorted(name for name in mine.keys() | their.keys() if mine.get(name) != their.get(name))
@@ -155,6 +155,18 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process holds a run."""
+    try:
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoints, the newest first; each was complete when it got its name."""
     return sorted(folder.glob("step-*"), reverse=True)
@@ -174,13 +186,8 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     partial.mkdir(parents=True)
     try:
         write(partial)
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        write_json(partial / MANIFEST, {str(path.relative_to(partial)): digest(path) for path in files})
-        for path in [*files, partial / MANIFEST, partial]:
-            flush(path)
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
-        partial.rename(final)
-        flush(folder)
+        write_json(partial / MANIFEST, {path.name: digest(path) for path in sorted(partial.iterdir())})
+        complete(partial, final)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not is_full(error):
@@ -189,6 +196,17 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
             f"no space is left for the checkpoint of step {step} in {folder}; the one before it is whole: free some "
             "(python -m tools.checkpoints prune), then run the same command again"
         ) from None
+    return final
+
+
+def complete(partial: Path, final: Path) -> Path:
+    """Give a whole checkpoint its name, once all of it is on the disk."""
+    for path in [*partial.iterdir(), partial]:
+        flush(path)
+    if final.exists():
+        remove(final)  # a damaged one of the same step
+    partial.rename(final)
+    flush(final.parent)
     return final
 
 

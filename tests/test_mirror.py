@@ -1,0 +1,118 @@
+"""Checkpoints on a DVC remote: another machine goes on from them, and a remote that fails costs nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.asr.mirror import Remote
+from tests.support.material import write_params
+from tests.support.training import SETTINGS, make_place, results, start, wait_for
+
+LONG = SETTINGS | {"train.max_steps": 400, "train.eval_every": 100, "train.save_every": 20}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny, shards_folder) -> Path:
+    """What training reads, and the results of a run that nobody stopped and nothing copied."""
+    return make_place(tmp_path_factory.mktemp("mirrored"), tiny, shards_folder, LONG)
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    """A DVC repository whose remote ``store`` is a folder beside it."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    dvc = [sys.executable, "-m", "dvc"]
+    for command in (
+        ["git", "init", "-q"],
+        [*dvc, "init", "-q"],
+        [*dvc, "remote", "add", "store", str(tmp_path / "store")],
+    ):
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def run(place, repository, tmp_path):
+    """Call with a name: begins a mirrored run with outs and a store of its own, as another clone would."""
+    params = write_params(tmp_path / "params.yaml", LONG | {"checkpoints.mirror": "store"})
+    unique = f"{tmp_path.name}-"
+    return lambda name, **env: start(place, unique + name, params, DVC_ROOT=str(repository), **env), unique
+
+
+def arrived(repository: Path) -> list[Path]:
+    return sorted((repository.parent / "store").glob("checkpoints/*/step-*.zip"))
+
+
+@pytest.fixture
+def killed(run, repository):
+    """A run "a" that was killed once a copy had arrived; gives begin and the log of a name."""
+    begin, unique = run
+    process = begin("a")
+    wait_for(process, lambda: arrived(repository))
+    process.kill()
+    process.wait()
+    assert arrived(repository), "the run ended before its copy arrived"
+    return begin, unique
+
+
+def log(place: Path, unique: str, name: str) -> str:
+    return (place / f"{unique}{name}" / "log").read_text()
+
+
+def test_another_clone_goes_on_and_ends_in_the_same_bytes(place, killed, repository):
+    begin, unique = killed
+    step = int(arrived(repository)[-1].name[5:13])
+    assert begin("b").wait() == 0
+    assert f"at step {step} of 400" in log(place, unique, "b")
+    assert results(place, f"{unique}b") == results(place, "whole")
+    assert not list((repository.parent / "store").rglob("*.zip"))  # the run is finished
+    assert not (repository.parent / "store/files").exists()  # nothing among DVC's own objects
+
+
+def test_a_damaged_copy_is_not_used(place, killed, repository):
+    begin, unique = killed
+    for path in arrived(repository):
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+    assert begin("b").wait() == 0
+    assert "is not what was sent" in log(place, unique, "b")
+    assert results(place, f"{unique}b") == results(place, "whole")
+
+
+def test_a_run_of_another_machine_is_neither_taken_nor_passed_over_in_silence(place, killed, repository):
+    begin, unique = killed
+    (parts,) = (repository.parent / "store").rglob("parts.json")
+    other = json.loads(parts.read_text())
+    other["machine"]["processor"] = "another"
+    parts.chmod(0o644)
+    parts.write_text(json.dumps(other))
+    folder = parts.parent.rename(parts.parent.with_name("0123456789abcdef"))
+    assert begin("b").wait() == 1
+    said = log(place, unique, "b")
+    assert "run 012345" in said and "was another" in said and "VISKA_ADOPT" in said and "VISKA_FRESH" in said
+    assert begin("b", VISKA_ADOPT="012345").wait() == 0
+    metrics = json.loads((place / f"{unique}b/metrics.json").read_text())
+    assert metrics["adopted"] == {"run": "012345", "differs": ["machine"]}
+    assert folder.exists()  # another run's copies are its own
+
+
+def test_a_remote_that_is_down_gives_one_warning_and_the_same_bytes(place, run, repository):
+    begin, unique = run
+    (repository.parent / "store").write_text("a file where the remote's folder should be")
+    assert begin("a").wait() == 0
+    assert log(place, unique, "a").count("warning:") == 1
+    assert "training goes on without it" in log(place, unique, "a")
+    assert results(place, f"{unique}a") == results(place, "whole")
+
+
+def test_copies_are_listed_newest_first_and_superseded_ones_go(killed, repository):
+    remote = Remote(repository, "store")
+    (run,) = remote.runs()
+    (copy,) = remote.copies(run)  # checkpoints.keep.remote
+    assert copy.step % 20 == 0 and copy.size == arrived(repository)[0].stat().st_size
+    remote.remove(run)
+    assert remote.copies(run) == []
