@@ -4,41 +4,53 @@ import signal
 import sys
 from collections.abc import Callable
 
-import click
-
 from stages.asr.errors import UserError
 
+STOPS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
-def run(load: Callable[[], click.Command], arguments: list[str]) -> None:
+
+def run(load: Callable[[], Callable], arguments: list[str]) -> None:
     """Load and run a click command, then end the process: with 0 only where the work is done.
 
     DVC records a stage that exits 0 as done, so Ctrl-C ends with 130 and SIGTERM with 143, one line each, also while
     the command's modules are still being imported (``load``). UserError ends with 1 and its message; any other
     exception is our own mistake and keeps its traceback.
     """
-    signal.signal(signal.SIGTERM, terminate)
+    came: list[int] = []
+
+    def stop(number: int, _) -> None:
+        came.append(number)
+        raise Stopped
+
+    for number in STOPS:
+        signal.signal(number, stop)
     try:
-        status = load().main(arguments, standalone_mode=False) or 0
-    except (KeyboardInterrupt, click.Abort):
-        status = stop("stopped by Ctrl-C", 130)
-    except Terminated:
-        status = stop("stopped by SIGTERM", 143)
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
+        status = call(load, arguments)
     except UserError as error:
-        status = stop(f"Error: {error}", 1)
+        status = tell(f"Error: {error}", 1)
+    except BaseException:
+        if not came:
+            raise
+    if came:  # whatever became of the exception: a finalizer swallows it, an import turns it into another
+        status = tell(f"stopped by {STOPS[came[0]]}", 128 + came[0])
     sys.exit(status)
 
 
-class Terminated(BaseException):
-    """SIGTERM, as an exception that passes through ``except Exception``, so that files are closed on the way."""
+class Stopped(BaseException):
+    """A signal, as an exception that passes through ``except Exception``, so that files are closed on the way."""
 
 
-def terminate(number: int, frame: object) -> None:
-    raise Terminated
+def call(load: Callable[[], Callable], arguments: list[str]) -> int:
+    """The status of a click command, which explains wrong options itself."""
+    import click  # only here, where a signal is already heard
+
+    try:
+        return load().main(arguments, standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
 
 
-def stop(message: str, status: int) -> int:
-    click.echo(message, err=True)
+def tell(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
     return status

@@ -18,7 +18,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from stages.asr.checkpoint import Checkpoint, check_fit, folder_digest, load_checkpoint, save_checkpoint
 from stages.asr.encoder import STRIDE
-from stages.asr.errors import UserError
+from stages.asr.errors import UserError, one_line
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.shards import Shards
 from stages.params import Scratch, Whisper, load_params
@@ -68,9 +68,12 @@ def fetch(name: str, revision: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"whisper.base: {name} at {revision} cannot be fetched: {error}") from None
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"whisper.base: {name} at {revision} cannot be fetched: {one_line(error)}") from None
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"whisper.base: {name} at {revision} has no model*.safetensors: choose a revision that has")
+    return folder
 
 
 def pinned_folder(folder: Path, digest: str) -> Path:
@@ -92,6 +95,7 @@ def speak(checkpoint: Checkpoint, language: str, task: str) -> None:
             f"whisper.language: the base model does not know {language!r}; it must be a multilingual Whisper"
         )
     config.language, config.task, config.forced_decoder_ids = language, task, None
+    config.num_beams = 1  # pipeline() takes five where nothing is said
     checkpoint.tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
 
 

@@ -1,80 +1,19 @@
 """The whole pipeline under a real DVC, in a repository of its own, with a tiny model."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parent.parent
-PARTS = ["stages", "tools", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/plots"]
-TINY = {
-    "whisper.scratch.d_model": 16,
-    "whisper.scratch.layers": 1,
-    "whisper.scratch.heads": 2,
-    "download.synthetic.train": 24,
-    "download.synthetic.validation": 4,
-    "download.synthetic.test": 6,
-    "featurize.clips_per_shard": 10,
-    "train.batch_size": 4,
-    "train.warmup_steps": 1,
-    "train.max_steps": 4,
-    "train.log_every": 1,
-    "train.eval_every": 2,
-    "train.save_every": 2,
-    "evaluate.bootstrap_samples": 100,
-}
-
-
-def run(folder: Path, *command: str, status: int = 0) -> str:
-    """Run a command as a person in an activated environment would; returns what it printed."""
-    env = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "DVC_NO_ANALYTICS": "1",
-        "DVC_SITE_CACHE_DIR": str(folder.parent / "site"),
-        "GIT_AUTHOR_NAME": "a",
-        "GIT_AUTHOR_EMAIL": "a@example.com",
-        "GIT_COMMITTER_NAME": "a",
-        "GIT_COMMITTER_EMAIL": "a@example.com",
-        "COLUMNS": "300",
-    }
-    result = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL)
-    assert result.returncode == status, f"{command}\n{result.stdout}\n{result.stderr}"
-    return result.stdout + result.stderr
-
-
-def commit(folder: Path) -> None:
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-qm", "state", "--allow-empty")
-
-
-def set_params(folder: Path, values: dict) -> None:
-    """Put dotted keys into a repository's params.yaml, its comments kept."""
-    yaml, path = YAML(), folder / "params.yaml"
-    params = yaml.load(path)
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        section = params
-        for parent in parents:
-            section = section[parent]
-        section[last] = value
-    yaml.dump(params, path)
+from tests.support.repository import TINY, commit, copy_repository, run, set_params
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A repository in which the pipeline has run and was committed and pushed to a local remote; do not change it."""
-    folder = tmp_path_factory.mktemp("viska") / "repo"
-    for part in PARTS:
-        (folder / part).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / part, folder / part)
+    folder = copy_repository(tmp_path_factory.mktemp("viska") / "repo")
     set_params(folder, TINY)
     run(folder, "git", "init", "-q", "-b", "main")
     run(folder, "dvc", "remote", "add", "-d", "local", str(folder.parent / "remote"))

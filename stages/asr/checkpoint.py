@@ -1,19 +1,22 @@
 """A Whisper in a plain Hugging Face folder, with what the pipeline wants to know of it beside the weights."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.utils import logging
 
 from stages.asr.encoder import allow_any_length, window_frames
-from stages.asr.errors import UserError
+from stages.asr.errors import UserError, one_line
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.shards import Shards
 
 NOTE = "viska"  # key of our note in config.json; other programs pass it by
+START = "<|startoftranscript|>"
 
 
 @dataclass
@@ -43,16 +46,24 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu", **override
     where it is no Whisper in safetensors.
     """
     logging.disable_progress_bar()  # one of its own for every folder read says nothing
-    if not list(Path(folder).glob("*.safetensors")):
+    folder = Path(folder)
+    if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no *.safetensors: run the stage that writes it, or `dvc pull`")
     try:
-        model = WhisperForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, **overrides
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        if kind != "whisper":
+            raise ValueError(f"its config.json is of the type {kind}")
+        model, loaded = WhisperForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **overrides
         )
+        if missing := loaded["missing_keys"]:  # transformers would fill them with chance
+            raise ValueError(f"its weights lack {min(missing)}, {len(missing)} in all")
         tokenizer = WhisperTokenizer.from_pretrained(folder)
+        if tokenizer.convert_tokens_to_ids(START) != model.config.decoder_start_token_id:
+            raise ValueError("its tokenizer is missing or another model's")
         extractor = WhisperFeatureExtractor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is no Whisper's folder: {error}") from None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} is no Whisper's folder: {one_line(error)}") from None
     note = getattr(model.config, NOTE, None) or {}
     return Checkpoint(
         allow_any_length(model).to(device).eval(),

@@ -105,4 +105,4 @@ def decode(
         seconds = on_grid(entries[0]) / FRAMES_PER_SECOND
         rows = greedy(checkpoint, mels, int(seconds * TOKENS_PER_SECOND) + SPARE_TOKENS)
         texts |= zip(numbers, checkpoint.tokenizer.batch_decode(rows, skip_special_tokens=True), strict=True)
-    return [texts[number].strip() for number in range(len(shards))]
+    return [" ".join(texts[number].split()) for number in range(len(shards))]

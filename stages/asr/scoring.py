@@ -5,6 +5,7 @@ import evaluate
 import jiwer
 import numpy as np
 
+from stages.asr.errors import UserError
 from stages.asr.text import normalise
 
 EDITS = ("substitutions", "deletions", "insertions")
@@ -49,8 +50,13 @@ def word_errors(references: list[str], hypotheses: list[str]) -> dict:
 
 
 def wer(references: list[str], hypotheses: list[str]) -> float:
-    """Word error rate in percent of normalised texts, over the clips whose reference has words."""
+    """Word error rate in percent of normalised texts, over the clips whose reference has words.
+
+    Raises UserError where none has.
+    """
     pairs = [(r, h) for r, h in zip(map(normalise, references), map(normalise, hypotheses), strict=True) if r]
+    if not pairs:
+        raise UserError("no reference holds a word: look into the corpus")
     return 100 * word_errors(*map(list, zip(*pairs, strict=True)))["wer"]
 
 

@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import os
 import random
-import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
 from stages.asr.errors import UserError
+from stages.asr.pool import deferred
 
 SAMPLE_RATE = 16_000
 MARGIN_SECONDS = 0.08  # kept before and after the speech
@@ -277,16 +277,6 @@ def speak_chunk(folder: Path, data: Path, chunk: list[Utterance], report: Connec
         report.send(str(error))
 
 
-@contextlib.contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """A process started in here ignores Ctrl-C for its life, even while it imports: its parent ends it."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
 def speak(folder: Path, data: Path, chunks: list[list[Utterance]], processes: int) -> None:
     """Speak each chunk in a fresh process, at most ``processes`` at once; raises UserError where one fails.
 
@@ -297,29 +287,31 @@ def speak(folder: Path, data: Path, chunks: list[list[Utterance]], processes: in
     with tqdm(total=sum(map(len, chunks)), unit="clip") as bar:
         try:
             while waiting or running:
-                while waiting and len(running) < max(1, processes):
-                    chunk = waiting.pop()
-                    reader, writer = context.Pipe(duplex=False)
-                    worker = context.Process(target=speak_chunk, args=(folder, data, chunk, writer), daemon=True)
-                    with interrupts_ignored():
+                with deferred():
+                    while waiting and len(running) < max(1, processes):
+                        chunk = waiting.pop()
+                        reader, writer = context.Pipe(duplex=False)
+                        worker = context.Process(target=speak_chunk, args=(folder, data, chunk, writer), daemon=True)
                         worker.start()
                         running[reader] = worker, chunk
-                    writer.close()
-                for reader in wait(list(running)):
-                    worker, chunk = running[reader]
-                    try:
-                        error = reader.recv()
-                    except EOFError:
-                        error = "the process that spoke it died"
-                    worker.join()
-                    del running[reader]
-                    if error:
-                        raise UserError(f"clips {chunk[0].id} to {chunk[-1].id} of the synthetic corpus: {error}")
-                    bar.update(len(chunk))
+                        writer.close()
+                ready = wait(list(running))
+                with deferred():
+                    for reader in ready:
+                        worker, chunk = running.pop(reader)
+                        try:
+                            error = reader.recv()
+                        except EOFError:
+                            error = "the process that spoke it died"
+                        worker.join()
+                        if error:
+                            raise UserError(f"clips {chunk[0].id} to {chunk[-1].id} of the synthetic corpus: {error}")
+                        bar.update(len(chunk))
         finally:
-            for worker, _ in running.values():
-                worker.kill()
-                worker.join()
+            with deferred():
+                for worker, _ in running.values():
+                    worker.kill()
+                    worker.join()
 
 
 def collect(settings, folder: Path, processes: int) -> tuple[dict[str, list[Clip]], list[Drop]]:

@@ -1,0 +1,201 @@
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from stages.asr.checkpoint import folder_digest, load_checkpoint
+from stages.asr.decoding import prompt
+from stages.asr.errors import UserError
+from stages.params import load_params
+from stages.pretrained import pretrained, train_tokenizer
+from tests.support.hub import serve, sha256
+from tests.support.material import TINY, speech, write_shards
+from tests.support.process import Stage
+
+COMMIT, BINARY = "0123456789abcdef0123456789abcdef01234567", "f" * 40
+
+
+@pytest.fixture
+def make(settings, shards_folder, tmp_path):
+    """Call with overrides: makes a base model; returns its folder."""
+
+    def call(name: str = "model", train: Path = shards_folder, **whisper: object) -> Path:
+        values = {f"whisper.{key.replace('__', '.')}": value for key, value in whisper.items()}
+        (section,) = load_params(settings(TINY | values), "whisper")
+        pretrained(section, train, tmp_path / name)
+        return tmp_path / name
+
+    return call
+
+
+def test_the_same_seed_gives_the_same_bytes(make, tiny):
+    torch.rand(7)  # what was drawn before does not matter
+    assert folder_digest(make("same")) == folder_digest(tiny)
+    assert sha256(make("other", scratch__seed=2) / "model.safetensors") != sha256(tiny / "model.safetensors")
+
+
+def test_scratch_has_the_shape_that_was_asked_for(make):
+    read = load_checkpoint(make(scratch__d_model=12, scratch__layers=2, scratch__heads=3, scratch__seconds=4))
+    config = read.model.config
+    assert (config.d_model, config.encoder_layers, config.decoder_layers) == (12, 2, 2)
+    assert (config.encoder_attention_heads, config.decoder_attention_heads, config.num_mel_bins) == (3, 3, 80)
+    assert config.encoder_ffn_dim == config.decoder_ffn_dim == 48
+    assert read.window == 400
+    assert read.extractor.nb_max_frames == 400
+    assert (read.context, read.untrained) == ("full", True)
+
+
+def test_scratch_hears_as_many_mel_bins_as_the_shards_have(make, tmp_path):
+    train = write_shards(tmp_path / "train", {"a": speech(0.5)}, n_mels=128)
+    assert load_checkpoint(make(train=train)).model.config.num_mel_bins == 128
+
+
+def test_scratch_knows_whispers_languages_and_tasks(checkpoint):
+    ids = checkpoint.tokenizer.get_vocab()
+    words = "endoftext startoftranscript translate transcribe startoflm startofprev nospeech notimestamps 0.00 2.00"
+    specials = [f"<|{name}|>" for name in (*words.split(), *LANGUAGES)]
+    assert {token: ids.get(token) for token in specials if token not in ids} == {}
+    assert len({ids[token] for token in specials}) == len(specials)
+    assert "<|2.02|>" not in ids
+    assert max(ids.values()) == len(checkpoint.tokenizer) - 1 == checkpoint.model.config.vocab_size - 1
+    config = checkpoint.model.generation_config
+    assert config.lang_to_id == {f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES}
+    assert config.task_to_id == {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}
+    assert checkpoint.tokenizer.prefix_tokens == prompt(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["Åsa köper ägg på ön", "naïve 東京 🎈", 'han sa "hej",  två  blanksteg', ""])
+@pytest.mark.parametrize("merges", [0, 20])
+def test_any_text_survives_the_tokenizer(text, merges):
+    tokenizer = train_tokenizer(["hej på dig", "åsa på ön"], merges, 2)
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(tokens, skip_special_tokens=True) == text
+
+
+def test_merges_are_learned_from_the_texts():
+    texts = ["på ön på ön på ön"]
+    letters, pieces = train_tokenizer(texts, 0, 2), train_tokenizer(texts, 5, 2)
+    assert len(pieces) == len(letters) + 5
+    assert len(letters("på ön", add_special_tokens=False).input_ids) == len("på ön".encode())
+    assert len(pieces("på ön", add_special_tokens=False).input_ids) < len("på ön".encode())
+    assert len(pieces("kex", add_special_tokens=False).input_ids) == 3
+
+
+def test_language_and_task_are_set_in_every_place(make):
+    read = load_checkpoint(make(language="de", task="translate"))
+    assert (read.model.generation_config.language, read.model.generation_config.task) == ("de", "translate")
+    start = ["<|startoftranscript|>", "<|de|>", "<|translate|>", "<|notimestamps|>"]
+    assert read.tokenizer.convert_ids_to_tokens(prompt(read)) == start
+    assert read.tokenizer.convert_ids_to_tokens(read.tokenizer.prefix_tokens) == start
+
+
+def test_an_unknown_language_is_named(make, tmp_path):
+    with pytest.raises(UserError, match=r"whisper\.language: the base model does not know 'xx'"):
+        make(language="xx")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_with_the_right_digest_is_a_base(make, tiny, checkpoint):
+    digest = folder_digest(tiny)
+    for revision in (digest, digest[:12]):
+        read = load_checkpoint(make(base=str(tiny), revision=revision, language="de"))
+        theirs = checkpoint.model.state_dict()
+        assert all(torch.equal(weights, theirs[name]) for name, weights in read.model.state_dict().items())
+        assert read.untrained
+        assert read.model.generation_config.language == "de"
+
+
+def test_another_digest_is_refused_and_the_right_one_told(make, tiny):
+    with pytest.raises(UserError, match=rf"{tiny} has the digest {folder_digest(tiny)}: set whisper\.revision"):
+        make(base=str(tiny), revision="0" * 64)
+
+
+def test_a_missing_folder_is_named(make, tmp_path):
+    with pytest.raises(UserError, match=rf"whisper\.base: {tmp_path / 'gone'} is no folder"):
+        make(base=str(tmp_path / "gone"), revision="0" * 64)
+
+
+def test_features_that_the_base_does_not_hear_are_refused(make, tiny, tmp_path):
+    train = write_shards(tmp_path / "train", {"a": speech(0.5)}, n_mels=128)
+    with pytest.raises(UserError, match=rf"{train} has 128 mel bins, the model hears 80: set featurize\.n_mels: 80"):
+        make(train=train, base=str(tiny), revision=folder_digest(tiny))
+
+
+def test_clips_beyond_the_window_of_scratch_are_refused(make, tmp_path):
+    train = write_shards(tmp_path / "train", {"long": speech(2.5)})
+    with pytest.raises(UserError, match=r"clip long .*raise whisper\.scratch\.seconds"):
+        make(train=train)
+
+
+def test_the_old_model_stays_where_a_new_one_cannot_be_had(make, tmp_path):
+    digest = folder_digest(make())
+    with pytest.raises(UserError):
+        make(language="xx")
+    assert folder_digest(tmp_path / "model") == digest
+
+
+@dataclass
+class Fetch:
+    """How ``python -m stages pretrained`` on the stand-in of the Hub ended."""
+
+    status: int
+    lines: list[str]
+    model: Path
+    asked: list[str]
+
+
+@pytest.fixture
+def fetch(tiny, settings, shards_folder, tmp_path):
+    """Call with a base and its revision: a process fetches it from a Hub that has the tiny model as team/tiny."""
+    commit, binary = (Path(shutil.copytree(tiny, tmp_path / name)) for name in ("commit", "binary"))
+    (commit / "README.md").write_text("not wanted")
+    (commit / "pytorch_model.bin").write_bytes(b"not wanted")
+    (binary / "model.safetensors").rename(binary / "pytorch_model.bin")
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), "")
+
+    def call(base: str, revision: str) -> Fetch:
+        params = settings({"whisper.base": base, "whisper.revision": revision})
+        arguments = ["--params", params, "--train", shards_folder, "--model", tmp_path / "model"]
+        with serve({"team/tiny": {COMMIT: commit, BINARY: binary}}) as hub:
+            home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+            with Stage(tmp_path, "pretrained", *arguments, **proxies, **home) as stage:
+                return Fetch(*stage.finish(), tmp_path / "model", hub.asked)
+
+    return call
+
+
+def test_a_model_comes_from_the_hub_at_its_commit_and_from_the_cache_again(fetch, tiny):
+    first = fetch("team/tiny", COMMIT)
+    assert (first.status, first.lines) == (0, [])
+    assert sha256(first.model / "model.safetensors") == sha256(tiny / "model.safetensors")
+    digest = folder_digest(first.model)
+    asked = [request for request in first.asked if "team/tiny" in request]
+    assert len(asked) > 5
+    assert all(f"/{COMMIT}" in request for request in asked)
+    assert any("model.safetensors" in request for request in asked)
+    assert not [request for request in asked if "README" in request or ".bin" in request]
+    again = fetch("team/tiny", COMMIT)
+    assert (again.status, again.lines) == (0, [])
+    assert not [request for request in again.asked if "/store/" in request]
+    assert folder_digest(again.model) == digest
+
+
+@pytest.mark.parametrize(
+    ("base", "revision", "complaint"),
+    [
+        ("team/tiny", "e" * 40, f"whisper.base: team/tiny at {'e' * 40} cannot be fetched: .*Revision Not Found"),
+        ("team/gone", COMMIT, f"whisper.base: team/gone at {COMMIT} cannot be fetched: .*Repository Not Found"),
+        ("team/tiny", BINARY, f"whisper.base: team/tiny at {BINARY} .*safetensors"),
+    ],
+    ids=["unknown revision", "unknown repository", "no safetensors"],
+)
+def test_what_cannot_be_fetched_is_told_in_one_line(fetch, base, revision, complaint):
+    result = fetch(base, revision)
+    assert result.status == 1
+    assert len(result.lines) == 1
+    assert re.match(f"Error: {complaint}", result.lines[0])
+    assert not result.model.exists()
