@@ -1,5 +1,6 @@
 """The command line around a stage or a tool: how it stops, and how it says what went wrong."""
 
+import errno
 import signal
 import sys
 from collections.abc import Callable
@@ -13,8 +14,8 @@ def run(load: Callable[[], Callable], arguments: list[str]) -> None:
     """Load and run a click command, then end the process: with 0 only where the work is done.
 
     DVC records a stage that exits 0 as done, so Ctrl-C ends with 130 and SIGTERM with 143, one line each, also while
-    the command's modules are still being imported (``load``). UserError ends with 1 and its message; any other
-    exception is our own mistake and keeps its traceback.
+    the command's modules are still being imported (``load``). UserError and a full disk end with 1 and a
+    message; any other exception is our own mistake and keeps its traceback.
     """
     came: list[int] = []
 
@@ -28,6 +29,11 @@ def run(load: Callable[[], Callable], arguments: list[str]) -> None:
         status = call(load, arguments)
     except UserError as error:
         status = tell(f"Error: {error}", 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" for {error.filename}" if error.filename else ""
+        status = tell(f"Error: no space is left on the disk{place}: free some and run the same command again", 1)
     except BaseException:
         if not came:
             raise

@@ -86,3 +86,17 @@ def test_our_own_mistake_keeps_its_traceback(tmp_path, settings):
         status, lines = stage.finish()
     assert status == 1
     assert "Traceback" in lines[0]
+
+
+def test_a_full_disk_is_one_line(settings, tmp_path):
+    """/dev/full is a disk without space."""
+    for name in ("raw", "metrics"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dropped.tsv.part").symlink_to("/dev/full")
+    values = {f"download.synthetic.{split}": 2 for split in ("train", "validation", "test")}
+    options = {"params": settings(values), "raw": "raw", "dropped": "dropped.tsv", "metrics": "metrics/download.json"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    with Stage(tmp_path, "download", *words) as stage:
+        status, lines = stage.finish()
+    assert status == 1
+    assert len(lines) == 1 and "no space is left on the disk" in lines[0]

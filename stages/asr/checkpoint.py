@@ -45,7 +45,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu", **override
     overrides: values of the model's config, such as dropout, which its layers read as they are made. Raises UserError
     where it is no Whisper in safetensors.
     """
-    logging.disable_progress_bar()  # one of its own for every folder read says nothing
+    quiet()
     folder = Path(folder)
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no *.safetensors: run the stage that writes it, or `dvc pull`")
@@ -74,9 +74,15 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu", **override
     )
 
 
+def quiet() -> None:
+    """Spare people transformers' notes and bars for every folder: what matters here is checked and said by us."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a plain Hugging Face folder; ``from_pretrained`` and ``pipeline`` need none of our code to read it."""
-    logging.disable_progress_bar()
+    quiet()
     setattr(checkpoint.model.config, NOTE, {"context": checkpoint.context, "untrained": checkpoint.untrained})
     checkpoint.model.save_pretrained(folder)
     checkpoint.tokenizer.save_pretrained(folder)
