@@ -12,7 +12,7 @@ repro: $(VENV)
 test: $(VENV)
 	ruff check .
 	ruff format --check .
-	python -m pytest -q -n 2 $(TESTS)
+	python -m pytest -q -n 2 --dist loadfile $(TESTS)
 
 bench: $(VENV)
 	python -m bench.features
