@@ -237,7 +237,10 @@ def result_of(state: dict, paths: Paths) -> dict:
 
 
 def finish(trainer: SpeechTrainer, paths: Paths) -> dict:
-    """Write the best weights and the metrics. Of the checkpoints the last stays, until DVC has recorded the result."""
+    """Write the best weights and the metrics, and make room.
+
+    The run's last checkpoint stays, for DVC has not recorded the result yet; those of runs that finished before go.
+    """
     trainer.parent.check()
     trainer.model.load_state_dict(trainer.best_weights, strict=False)  # the tied projection is not among them
     shutil.rmtree(paths.tuned, ignore_errors=True)
@@ -246,4 +249,10 @@ def finish(trainer: SpeechTrainer, paths: Paths) -> dict:
     write_json(paths.metrics, result)
     if trainer.mirror:
         trainer.mirror.finish()
+    runs.prune(trainer.folder, 1)
+    for other in paths.checkpoints.glob("*/"):
+        if other.name != trainer.folder.name and not runs.in_use(other):
+            newest = runs.checkpoints(other)[:1]
+            if newest and Start(newest[0]).state["finished"]:
+                runs.remove(other)
     return result
