@@ -1,5 +1,5 @@
 # Two commands from a bare clone: `make repro` and `make test`. Each makes .venv first where it is missing.
-.PHONY: repro test bench
+.PHONY: repro test push pull bench
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -13,6 +13,9 @@ test: $(VENV)
 	ruff check .
 	ruff format --check .
 	python -m pytest -q -n 2 --dist loadfile $(TESTS)
+
+push pull: $(VENV)
+	python -m tools.drive $@
 
 bench: $(VENV)
 	python -m bench.features
