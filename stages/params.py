@@ -26,6 +26,7 @@ class Scratch(Section):
     heads: Count
     seconds: Annotated[int, Field(ge=1, le=30)]
     merges: Annotated[int, Field(ge=0)]
+    init_std: Annotated[float, Field(gt=0, le=1)]
     seed: Seed
 
     @model_validator(mode="after")

@@ -116,6 +116,7 @@ def from_scratch(settings: Scratch, shards: Shards) -> Checkpoint:
         vocab_size=len(tokenizer),
         num_mel_bins=shards.n_mels,
         d_model=settings.d_model,
+        init_std=settings.init_std,
         max_source_positions=settings.seconds * FRAMES_PER_SECOND // STRIDE,
         decoder_start_token_id=ids["<|startoftranscript|>"],
         bos_token_id=ids[END],

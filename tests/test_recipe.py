@@ -1,0 +1,250 @@
+"""Recipes: what they put into params.yaml, what they leave alone, and that each one runs."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.asr.checkpoint import folder_digest
+from stages.asr.clips import SPLITS
+from stages.asr.errors import UserError
+from stages.corpora import folder
+from stages.download import download
+from stages.evaluate import evaluate
+from stages.featurize import featurize
+from stages.params import load_params
+from stages.pretrained import pretrained
+from stages.train import Paths, train
+from tests.support.material import ROOT
+from tests.support.release import plain, row
+from tests.support.tones import record, write_table
+from tools.recipe import apply, description, flatten, names, recipe_values
+
+RECIPES = ROOT / "recipes"
+NAMES = names(RECIPES)
+SHRUNK = {
+    "compute.processes": 1,
+    "download.synthetic.train": 6,
+    "download.synthetic.validation": 2,
+    "download.synthetic.test": 4,
+    "download.common_voice.sha256": None,  # of a release made here
+    "download.common_voice.locale": None,
+    "whisper.scratch.d_model": 16,
+    "whisper.scratch.layers": 1,
+    "whisper.scratch.heads": 2,
+    "train.batch_size": 2,
+    "train.precision": "fp32",
+    "train.warmup_steps": 1,
+    "train.max_steps": 2,
+    "train.log_every": 1,
+    "train.eval_every": 1,
+    "train.save_every": 1,
+    "evaluate.bootstrap_samples": 100,
+}
+
+
+@pytest.fixture
+def params(tmp_path) -> Path:
+    """A copy of params.yaml at its default."""
+    path = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
+    apply(path, recipe_values(RECIPES, "default"))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    """The user's data folder."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("VISKA_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def tool(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tools.recipe", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def load(path: Path) -> dict:
+    return YAML(typ="safe", pure=True).load(path)
+
+
+def comments(path: Path) -> list[str]:
+    return re.findall(r"(?:^|(?<= ))# .*", path.read_text(), re.MULTILINE)
+
+
+def test_default_is_the_shipped_file(params):
+    assert params.read_bytes() == (ROOT / "params.yaml").read_bytes(), (
+        "params.yaml holds a recipe: `python -m tools.recipe set default`; or its values changed and those of"
+        " recipes/default.yaml did not"
+    )
+
+
+def test_default_has_every_value_that_a_stage_lists_and_no_recipe_has_others(params):
+    entries = load(ROOT / "dvc.yaml")["stages"].values()
+    listed = {section for entry in entries for section in entry.get("do", entry)["params"]}
+    keys = {key for key, _ in flatten(load(params)) if key.partition(".")[0] in listed}
+    for name in NAMES:
+        assert set(recipe_values(RECIPES, name)) == keys
+
+
+def test_the_recipes_that_the_readme_names():
+    assert NAMES == ["default", "digits", "lab-18k", "lab-2500", "lab-search", "swedish-small"]
+    printed = tool("list").stdout.splitlines()
+    assert [line.split()[0] for line in printed] == NAMES
+    assert all(len(line.split()) > 5 for line in printed)
+    assert tool("show", "digits").stdout == (RECIPES / "digits.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_changes_its_values_alone_and_default_takes_them_back(params, name):
+    before, said = params.read_bytes(), comments(params)
+    changes = apply(params, recipe_values(RECIPES, name))
+    load_params(params)
+    assert dict(flatten(load(params))) == dict(flatten(load(ROOT / "params.yaml"))) | {
+        key: after for key, (_, after) in changes.items()
+    }
+    assert {key: after for key, (_, after) in changes.items()}.items() <= recipe_values(RECIPES, name).items()
+    assert comments(params) == said
+    lines = zip(before.decode().splitlines(), params.read_text().splitlines(), strict=True)
+    assert sum(one != other for one, other in lines) == len(changes)
+    apply(params, recipe_values(RECIPES, "default"))
+    assert params.read_bytes() == before
+
+
+def test_a_recipe_is_the_same_whatever_stood_there_before(params):
+    apply(params, recipe_values(RECIPES, "digits"))
+    alone = params.read_bytes()
+    apply(params, recipe_values(RECIPES, "lab-18k") | {"train.dropout": 0.3})
+    apply(params, recipe_values(RECIPES, "digits"))
+    assert params.read_bytes() == alone
+
+
+def test_what_belongs_to_the_machine_stays(params):
+    apply(params, {"compute.processes": 3})
+    apply(params, recipe_values(RECIPES, "lab-2500"))
+    assert load(params)["compute"]["processes"] == 3
+
+
+def test_values_besides_the_recipe(params):
+    result = tool(
+        *("set", "lab-search", "--params", params, "--set", "train.learning_rate=2e-5"),
+        *("--set", "download.common_voice.train.tables=[train, other]", "--set", "whisper.scratch={seed: 7}"),
+    )
+    assert result.returncode == 0
+    assert "train.learning_rate: 1.5e-3 → 2e-5" in result.stdout.splitlines()
+    values = dict(flatten(load(params)))
+    assert values["train.learning_rate"] == 2e-5
+    assert values["train.max_steps"] == 100
+    assert values["download.common_voice.train.tables"] == ["train", "other"]
+    assert (values["whisper.scratch.seed"], values["whisper.scratch.layers"]) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits", "--set", "train.learning_rat=1"], "train.learning_rat: no such key; did you mean learning_rate?"),
+        (["digits", "--set", "train.learning_rate=-1"], "train.learning_rate: Input should be greater than 0, found"),
+        (["digits", "--set", "train.seed.x=1"], "train.seed: Input should be a valid integer"),
+        (["digits", "--set", "train=5"], "train: Input should be a valid dictionary"),
+        (["digits", "--set", "train.epochs=2"], "train: exactly one of max_steps and epochs must be null"),
+        (["digits", "--set", "train.seed"], "--set train.seed: expected KEY=VALUE, such as"),
+        (["digits", "--set", "train.seed=[1"], "--set train.seed=[1: '[1' is no YAML"),
+        (["digit"], "has no recipe digit; there are default, digits, "),
+        (["default", "--set", "download.corpus=folder"], "recordings is missing"),
+    ],
+)
+def test_what_is_wrong_is_told_and_changes_nothing(params, data, arguments, message):
+    before = params.read_bytes()
+    result = tool("set", *arguments, "--params", params)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert params.read_bytes() == before
+    assert [path.name for path in params.parent.iterdir() if path.is_file()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]", "train: [", "train:\n  seed: 1\n"])
+def test_a_params_file_that_is_none(params, text):
+    params.unlink() if text is None else params.write_text(text)
+    with pytest.raises(UserError, match=r"params.yaml"):
+        apply(params, {"train.seed": 2})
+    assert text is None or params.read_text() == text
+
+
+def test_recordings_are_pinned_and_pinned_again_when_they_changed(params, data):
+    rows = [{"path": f"{number}.wav", "text": f"Mening {number}"} for number in range(3)]
+    write_table(data / "mine", rows)
+    apply(params, recipe_values(RECIPES, "default") | {"download.corpus": "folder", "download.folder.path": "mine"})
+    first = load(params)["download"]["folder"]["digest"]
+    assert first == folder.digest(data / "mine")
+    record(data / "mine" / "1.wav", 9)
+    assert tool("set", "--params", params).stdout.startswith("download.folder.digest: ")
+    section = load(params)["download"]["folder"]
+    assert section["path"] == "mine"
+    assert section["digest"] == folder.digest(data / "mine") != first
+    apply(params, {"download.folder.digest": first})  # as told, where it is told
+    assert load(params)["download"]["folder"]["digest"] == first
+
+
+def test_a_digest_of_figures_alone_stays_a_text(params):
+    apply(params, {"download.folder.digest": "12345678"})
+    assert load(params)["download"]["folder"]["digest"] == "12345678"
+
+
+def test_a_recipe_is_described_in_its_first_line():
+    for name in NAMES:
+        first, second = (RECIPES / f"{name}.yaml").read_text().splitlines()[:2]
+        assert first.startswith("# ") and second.startswith("# ")
+        assert description(RECIPES / f"{name}.yaml") == first[2:]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_runs_to_its_end(params, data, tiny, tmp_path, name):
+    values = recipe_values(RECIPES, name)
+    if values["whisper.base"] != "scratch":
+        values |= {"whisper.base": str(tiny), "whisper.revision": folder_digest(tiny)}
+    apply(params, values | SHRUNK)
+    pack_release(data, values["download.common_voice.archive"])
+    scores = run_stages(params, tmp_path)
+    assert 0 <= scores["tuned"]["wer_low"] <= scores["tuned"]["wer_high"]
+    assert scores["pretrained"].get("untrained") is not scores["tuned"].get("untrained")
+    assert scores["tuned"]["clips"] == (2 if values["download.corpus"] == "common_voice" else 4)
+
+
+def pack_release(data: Path, name: str) -> None:
+    """A release with every table that a recipe names."""
+    others = [row(number, f"other {number % 4}") for number in range(300, 308)]
+    plain(other=others, validated=[row(number, f"new {number % 4}") for number in range(400, 408)]).pack(data).rename(
+        data / name
+    )
+
+
+def run_stages(params: Path, place: Path) -> dict[str, dict]:
+    """All stages as dvc.yaml has them, in this process; returns the scores."""
+    raw, shards, models = place / "raw", place / "features", place / "models"
+    sections = ("whisper", "download", "featurize", "train", "evaluate", "compute", "checkpoints")
+    settings = dict(zip(sections, load_params(params, *sections), strict=True))
+    download(settings["download"], raw, place / "dropped.tsv", place / "download.json", 1)
+    for split in SPLITS:
+        featurize(settings["featurize"], raw / split, shards / split, place / f"{split}.json", 1)
+    pretrained(settings["whisper"], shards / "train", models / "pretrained")
+    paths = Paths(
+        train_shards=shards / "train",
+        validation=shards / "validation",
+        pretrained=models / "pretrained",
+        checkpoints=models / "checkpoints",
+        tuned=models / "tuned",
+        curves=place / "curves",
+        dropped=place / "dropped-train.tsv",
+        metrics=place / "train.json",
+    )
+    train(settings["train"], settings["compute"], settings["checkpoints"], paths)
+    model = (settings["evaluate"], settings["compute"])
+    return {
+        name: evaluate(*model, models / name, shards / "test", place / f"{name}.tsv", place / name, place / "e.json")
+        for name in ("pretrained", "tuned")
+    }
