@@ -1,5 +1,5 @@
 # Two commands from a bare clone: `make repro` and `make test`. Each makes .venv first where it is missing.
-.PHONY: repro test push pull bench
+.PHONY: repro features test push pull bench
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -8,6 +8,10 @@ VENV := .venv/ready
 repro: $(VENV)
 	dvc repro $(shell PATH="$(PATH)" dvc remote default >/dev/null 2>&1 && echo --pull)
 	@python -m tools.report
+
+features: $(VENV)
+	dvc repro $(shell PATH="$(PATH)" dvc remote default >/dev/null 2>&1 && echo --pull) featurize
+	@echo "Next: git add -A && git commit, so that dvc.lock names these features; then make push"
 
 test: $(VENV)
 	ruff check .

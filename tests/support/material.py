@@ -73,7 +73,7 @@ def write_shards(
 def write_params(path: Path, overrides: dict[str, object]) -> Path:
     """The repository's params.yaml with other values at dotted keys, ``...`` removing one."""
     yaml = YAML(typ="safe", pure=True)
-    values = yaml.load(ROOT / "params.yaml")
+    values = yaml.load(ROOT / "params.yaml") | yaml.load(ROOT / "recipes" / "default.yaml")  # whatever recipe is set
     for place, value in overrides.items():
         *parents, key = place.split(".")
         section = values

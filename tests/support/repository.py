@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from tests.support.material import ROOT
 
-PARTS = ["stages", "tools", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/plots"]
+PARTS = ["stages", "tools", "recipes", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/plots"]
 TINY = {
     "whisper.scratch.d_model": 16,
     "whisper.scratch.layers": 1,
@@ -78,4 +78,5 @@ def copy_repository(folder: Path) -> Path:
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / part, folder / part)
+    run(folder, "python", "-m", "tools.recipe", "set", "default")  # whatever recipe is set
     return folder
