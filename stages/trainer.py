@@ -101,6 +101,9 @@ class SpeechTrainer(Seq2SeqTrainer):
 
     def run(self, start: Start | None) -> None:
         """Train to the end, from a checkpoint where there is one."""
+        # Else several threads add up the gradient of the position embeddings in whatever order they come.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
         if start is None:
             self.train()
             return

@@ -145,3 +145,21 @@ def test_features_with_other_mels_are_refused(trained, tmp_path):
     wide = write_shards(tmp_path / "wide", {"a": speech(1.0)}, n_mels=128)
     with pytest.raises(UserError, match=r"128 mel bins, the model hears 80: set featurize\.n_mels: 80"):
         trained(train_shards=wide)
+
+
+def test_gradients_do_not_depend_on_the_order_of_threads(trained, tiny):
+    """torch adds into an embedding from several threads at once, unless it is told to be deterministic."""
+    threads = torch.get_num_threads()
+    trained()  # which tells it
+    model = load_checkpoint(tiny).model.train()
+    torch.set_num_threads(4)
+    try:
+        features, labels = torch.randn(64, 80, 100), torch.randint(0, 200, (64, 100))
+        gradients = []
+        for _ in range(10):
+            model.zero_grad()
+            model(input_features=features, labels=labels).loss.backward()
+            gradients.append(model.model.decoder.embed_positions.weight.grad.clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

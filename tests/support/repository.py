@@ -10,7 +10,8 @@ from ruamel.yaml import YAML
 
 from tests.support.material import ROOT
 
-PARTS = ["stages", "tools", "recipes", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/plots"]
+PARTS = ["stages", "tools", "recipes", "dvc.yaml", "params.yaml"]
+PARTS += [".gitignore", ".dvcignore", ".dvc/config", ".dvc/plots"]
 TINY = {
     "whisper.scratch.d_model": 16,
     "whisper.scratch.layers": 1,
