@@ -27,19 +27,22 @@ def run(load: Callable[[], Callable], arguments: list[str]) -> None:
         signal.signal(number, stop)
     try:
         status = call(load, arguments)
-    except UserError as error:
-        status = tell(f"Error: {error}", 1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        place = f" for {error.filename}" if error.filename else ""
-        status = tell(f"Error: no space is left on the disk{place}: free some and run the same command again", 1)
-    except BaseException:
+    except BaseException as error:
         if not came:
-            raise
+            status = explain(error)
     if came:  # whatever became of the exception: a finalizer swallows it, an import turns it into another
         status = tell(f"stopped by {STOPS[came[0]]}", 128 + came[0])
     sys.exit(status)
+
+
+def explain(error: BaseException) -> int:
+    """The status of what a person can mend, told in a line; raises anything else again."""
+    if isinstance(error, UserError):
+        return tell(f"Error: {error}", 1)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" for {error.filename}" if error.filename else ""
+        return tell(f"Error: no space is left on the disk{place}: free some and run the same command again", 1)
+    raise error
 
 
 class Stopped(BaseException):

@@ -1,6 +1,7 @@
 """Checkpoints on a DVC remote: another machine goes on from them, and a remote that fails costs nothing."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from stages.asr.mirror import Remote
 from tests.support.material import write_params
-from tests.support.training import SETTINGS, make_place, results, start, wait_for
+from tests.support.training import SETTINGS, make_place, newest, results, start, wait_for
 
 LONG = SETTINGS | {"train.max_steps": 400, "train.eval_every": 100, "train.save_every": 20}
 
@@ -48,10 +49,12 @@ def arrived(repository: Path) -> list[Path]:
 
 
 @pytest.fixture
-def killed(run, repository):
+def killed(place, run, repository):
     """A run "a" that was killed once a copy had arrived; gives begin and the log of a name."""
     begin, unique = run
     process = begin("a")
+    wait_for(process, lambda: newest(place / f"{unique}a") >= 40)
+    process.send_signal(signal.SIGSTOP)  # so that it cannot end before its copy has arrived
     wait_for(process, lambda: arrived(repository))
     process.kill()
     process.wait()
