@@ -192,6 +192,15 @@ class Checkpoints(Section):
     mirror: Annotated[str, Field(min_length=1)] | None
 
 
+class App(Section):
+    models_in_memory: Count
+    max_seconds: Count
+    max_megabytes: Count
+    queue: Count
+    timeout_seconds: Count
+    recordings: Annotated[str, Field(min_length=1)] | None
+
+
 class Params(Section):
     whisper: Whisper
     download: Download
@@ -200,6 +209,7 @@ class Params(Section):
     evaluate: Evaluate
     compute: Compute
     checkpoints: Checkpoints
+    app: App
 
 
 def load_params(path: Path, *sections: str) -> list:
