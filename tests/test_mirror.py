@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from stages.asr.mirror import Remote
+from tests.support.clones import Clone
+from tests.support.drive import serve
 from tests.support.material import write_params
 from tests.support.training import SETTINGS, make_place, newest, results, start, wait_for
 
@@ -119,3 +121,66 @@ def test_copies_are_listed_newest_first_and_superseded_ones_go(killed, repositor
     assert copy.step % 20 == 0 and copy.size == arrived(repository)[0].stat().st_size
     remote.remove(run)
     assert remote.copies(run) == []
+
+
+# The same on Drive
+
+
+@pytest.fixture
+def drive(tmp_path):
+    with serve(tmp_path / "authority") as drive:
+        yield drive
+    assert drive.errors == []
+
+
+@pytest.fixture
+def begin_on_drive(drive, place, tmp_path):
+    """Call with a name: begins a run that is mirrored to Drive, in a clone of its own, whose removals go to the trash.
+
+    A name's second call begins the same run again.
+    """
+    params = write_params(tmp_path / "params.yaml", LONG | {"checkpoints.mirror": "drive"})
+
+    def begin(name: str) -> subprocess.Popen:
+        clone = Clone(drive, tmp_path / name)
+        if not clone.folder.exists():
+            clone.folder.mkdir()
+            for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+                clone.run(*command)
+            clone.connect()
+        return start(place, f"{tmp_path.name}-{name}", params, DVC_ROOT=str(clone.folder), **clone.env)
+
+    return begin
+
+
+def copies_on(drive, trashed: bool = False) -> list[str]:
+    return [item.title for item in drive.files(trashed) if item.title.startswith("step-")]
+
+
+def test_on_drive_another_clone_goes_on_and_nothing_stays_behind(drive, begin_on_drive, place, tmp_path):
+    process, run = begin_on_drive("a"), place / f"{tmp_path.name}-a"
+    for condition in (lambda: copies_on(drive), lambda: drive.counts()["delete"]):  # a copy, and one superseded
+        step = newest(run)
+        wait_for(process, lambda least=step + 40: newest(run) >= least)
+        process.send_signal(signal.SIGSTOP)  # so that it cannot end before its copy has arrived
+        wait_for(process, condition)
+        process.send_signal(signal.SIGCONT)
+    process.kill()
+    process.wait()
+    assert copies_on(drive), "the run ended before its copy arrived"
+    assert begin_on_drive("b").wait() == 0
+    assert "resuming run" in log(place, f"{tmp_path.name}-", "b")
+    assert results(place, f"{tmp_path.name}-b") == results(place, "whole")
+    assert copies_on(drive) == copies_on(drive, trashed=True) == []
+    assert not [item for item in drive.items.values() if item.title == "files"]  # nothing among DVC's own objects
+
+
+@pytest.mark.parametrize("fault", ["quota reached", "silence"])
+def test_a_drive_that_takes_no_copy_costs_training_nothing(drive, begin_on_drive, place, tmp_path, fault):
+    drive.script = lambda operation: fault if operation == "start" else None
+    assert begin_on_drive("a").wait() == 0
+    said = log(place, f"{tmp_path.name}-", "a")
+    assert results(place, f"{tmp_path.name}-a") == results(place, "whole")
+    assert copies_on(drive) == copies_on(drive, trashed=True) == []
+    assert "Traceback" not in said
+    assert said.count("warning:") == (fault == "quota reached")  # the other was given up before its time was over

@@ -2,12 +2,18 @@
 
 import json
 import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from tests.support.repository import TINY, commit, copy_repository, run, set_params
+from tests.support.process import PATIENCE
+from tests.support.repository import TINY, commit, copy_repository, environment, run, set_params
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +119,53 @@ def test_experiment_from_the_queue(pulled):
     experiment(pulled, "--queue")
     run(pulled, "dvc", "exp", "run", "--run-all")
     check_experiment(pulled, run(pulled, "dvc", "queue", "logs", "trial"))
+
+
+def processes(folder: Path) -> Iterator[psutil.Process]:
+    """What runs for a repository: its workers, their experiments, and the stages of these."""
+    place = environment(folder)["DVC_SITE_CACHE_DIR"]
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("DVC_SITE_CACHE_DIR") == place:
+                yield process
+
+
+def trainers(folder: Path) -> Iterator[psutil.Process]:
+    """Trainings that have saved a checkpoint."""
+    holders = {(path.parent / "lock").read_text() for path in folder.glob("models/checkpoints/*/step-*")}
+    return (process for process in processes(folder) if str(process.pid) in holders)
+
+
+def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(pulled):
+    names = {"slow": "1e-5", "fast": "3e-5"}
+    length = ["-S", "train.max_steps=100", "-S", "train.eval_every=100", "-S", "train.save_every=10"]
+
+    def queue() -> None:
+        for name, rate in names.items():
+            change = ["-S", f"train.learning_rate={rate}", *length, "--allow-missing"]
+            run(pulled, "dvc", "exp", "run", "--queue", "-n", name, *change)
+
+    queue()
+    with (pulled.parent / "workers.log").open("w") as log:  # the workers stay, and would hold a pipe open
+        command = ["dvc", "queue", "start", "-j", "2"]
+        subprocess.run(command, cwd=pulled, env=environment(pulled), stdout=log, stderr=log, check=True)
+    caught, end = set(), time.monotonic() + 3 * PATIENCE
+    while len(caught) < 2:
+        assert time.monotonic() < end, run(pulled, "dvc", "queue", "status")
+        for trainer in trainers(pulled):
+            trainer.suspend()  # so that it waits for the other one
+            caught.add(trainer.pid)
+    for process in processes(pulled):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    run(pulled, "dvc", "queue", "kill", "--force", *names)
+    queue()
+    run(pulled, "dvc", "exp", "run", "--run-all")
+    logs = [run(pulled, "dvc", "queue", "logs", name) for name in names]
+    resumed = [line for log in logs for line in log.splitlines() if line.startswith("resuming run")]
+    assert len(set(resumed)) == 2 and all(line.endswith("of 100") for line in resumed)
+    shown = run(pulled, "dvc", "exp", "show", "--csv").splitlines()
+    assert sum(line.startswith(tuple(names)) and ",Success," in line for line in shown) == 2
 
 
 def test_plots_and_metrics_are_there(finished):

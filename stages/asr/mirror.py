@@ -28,6 +28,7 @@ OUTBOX = "outbox"  # in a run's folder: what is to be uploaded, held by hard lin
 TIMEOUT = 120  # seconds without an answer from the remote
 TRIES, PAUSE = 4, 5  # of one upload; seconds before the second, doubled each time
 LAST_WORD = 60  # seconds that a finished training waits for its copies to be removed
+GRACE = 5  # of these, for an upload that is under way; then it is cut off, for nobody needs it any more
 
 
 @dataclass(frozen=True)
@@ -240,14 +241,20 @@ class Uploader(threading.Thread):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def main(root: str, remote: str, folder: str, keep: str, voice: str) -> None:
-    """Upload what standard input names, until it ends: then the training is gone, and so are we."""
+def main(root: str, remote: str, folder: str, keep: str, voice: str, *told: str) -> None:
+    """Upload what standard input names, until it ends: then the training is gone, and so are we.
+
+    told: lines in place of standard input's.
+    """
     uploader = Uploader(Path(root), remote, Path(folder), int(keep), voice == "quiet")
     uploader.start()
-    for line in sys.stdin:
+    for line in told or sys.stdin:
         uploader.tell(line.strip())
         if line.strip() == "finished":
-            uploader.join()
+            uploader.join(None if told else GRACE)
+            if uploader.is_alive():  # no thread can be stopped, but its process can become another
+                again = [sys.executable, "-m", __spec__.name, root, remote, folder, keep, voice, "finished"]
+                os.execv(sys.executable, again)
     os._exit(0)
 
 
