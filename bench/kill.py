@@ -49,16 +49,16 @@ def kill_training(place: Path, wanted: int, rng: random.Random) -> str:
     shutil.copytree(shards, place / "validation")
     (whisper,) = load_params(write_params(place / "params.yaml", TINY), "whisper")
     pretrained(whisper, shards, place / "pretrained")
-    repository = make_repository(place / "repository")
+    root = repository.with_store(place / "repository")
     plain = write_params(place / "plain.yaml", TRAINING)
     mirrored = write_params(place / "mirrored.yaml", TRAINING | {"checkpoints.mirror": "store"})
-    seconds = {params: time_of(place, params, repository) for params in (mirrored, plain)}
+    seconds = {params: time_of(place, params, root) for params in (mirrored, plain)}
     kills = runs = repeated = 0
     while kills < wanted:
         runs += 1
         params = mirrored if runs % 3 == 0 else plain
         while True:
-            child = begin(place, f"run{runs}", params, repository)
+            child = begin(place, f"run{runs}", params, root)
             time.sleep(rng.uniform(0, seconds[params] / 2))
             if kills >= wanted or ended(child):
                 wait(child)
@@ -75,24 +75,15 @@ def kill_training(place: Path, wanted: int, rng: random.Random) -> str:
     return f"training process: {kills} kills in {runs} runs, all the same bytes; at most {repeated} steps repeated"
 
 
-def time_of(place: Path, params: Path, repository: Path) -> float:
+def time_of(place: Path, params: Path, root: Path) -> float:
     """Seconds of a run that nobody touches; leaves its results below ``whole``."""
     shutil.rmtree(place / "whole", ignore_errors=True)
     begun = time.monotonic()
-    wait(begin(place, "whole", params, repository))
+    wait(begin(place, "whole", params, root))
     return time.monotonic() - begun
 
 
-def make_repository(folder: Path) -> Path:
-    """A DVC repository whose remote ``store`` is a folder."""
-    folder.mkdir()
-    dvc = [sys.executable, "-m", "dvc"]
-    for command in (["git", "init", "-q"], [*dvc, "init", "-q"], [*dvc, "remote", "add", "store", f"{folder}-store"]):
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder
-
-
-def begin(place: Path, name: str, params: Path, repository: Path) -> int:
+def begin(place: Path, name: str, params: Path, root: Path) -> int:
     """Fork a training process, spared the seconds of importing; returns its pid."""
     run = place / name
     for out in ("tuned", "curves"):  # as DVC does before it runs a stage
@@ -105,7 +96,7 @@ def begin(place: Path, name: str, params: Path, repository: Path) -> int:
         log = os.open(run / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.environ["DVC_ROOT"] = str(repository)
+        os.environ["DVC_ROOT"] = str(root)
         outs = [run / out for out in ("checkpoints", "tuned", "curves", "dropped.tsv", "metrics.json")]
         paths = Paths(place / "train", place / "validation", place / "pretrained", *outs)
         train(*load_params(params, "train", "compute", "checkpoints"), paths)

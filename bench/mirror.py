@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
-from bench.kill import make_repository
+from tests.support.repository import with_store
 
 
 @click.command()
@@ -26,7 +26,7 @@ def main(params: Path, features: Path, pretrained: Path, rounds: int) -> None:
     """Time one training in two ways."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        root, spent = make_repository(place / "repository"), {"store": [], None: []}
+        root, spent = with_store(place / "repository"), {"store": [], None: []}
         for number in range(rounds):
             for mirror in spent:
                 run = place / f"{number}-{mirror}"

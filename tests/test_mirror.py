@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from stages.asr.mirror import Remote
 from tests.support.clones import Clone
 from tests.support.drive import serve
 from tests.support.material import write_params
+from tests.support.repository import with_store
 from tests.support.training import SETTINGS, make_place, newest, results, start, wait_for
 
 LONG = SETTINGS | {"train.max_steps": 400, "train.eval_every": 100, "train.save_every": 20}
@@ -26,16 +26,7 @@ def place(tmp_path_factory, tiny, shards_folder) -> Path:
 @pytest.fixture
 def repository(tmp_path) -> Path:
     """A DVC repository whose remote ``store`` is a folder beside it."""
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    dvc = [sys.executable, "-m", "dvc"]
-    for command in (
-        ["git", "init", "-q"],
-        [*dvc, "init", "-q"],
-        [*dvc, "remote", "add", "store", str(tmp_path / "store")],
-    ):
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder
+    return with_store(tmp_path / "repository")
 
 
 @pytest.fixture

@@ -81,3 +81,12 @@ def copy_repository(folder: Path) -> Path:
             shutil.copy(ROOT / part, folder / part)
     run(folder, "python", "-m", "tools.recipe", "set", "default")  # whatever recipe is set
     return folder
+
+
+def with_store(folder: Path) -> Path:
+    """A repository with nothing in it, whose remote ``store`` is a folder beside it."""
+    folder.mkdir()
+    run(folder, "git", "init", "-q")
+    run(folder, "dvc", "init", "-q")
+    run(folder, "dvc", "remote", "add", "store", str(folder.parent / "store"))
+    return folder
