@@ -1,5 +1,5 @@
 # Two commands from a bare clone: `make repro` and `make test`. Each makes .venv first where it is missing.
-.PHONY: repro features test push pull bench
+.PHONY: repro features test push pull bench app pin
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -21,10 +21,16 @@ test: $(VENV)
 push pull: $(VENV)
 	python -m tools.drive $@
 
+app: $(VENV)
+	python -m app.main
+
+pin: $(VENV)
+	python -m tools.pin $(or $(VERSION),$(error VERSION is missing: make pin VERSION=v1.0.0))
+
 bench: $(VENV)
 	python -m bench.features
 
 $(VENV): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[app,test]'
 	@touch $@
