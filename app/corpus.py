@@ -1,0 +1,195 @@
+"""What people read aloud or correct, kept as clips of a ``folder`` corpus that the pipeline can train on.
+
+recordings/
+  recordings.tsv   path, text, speaker, source, consent
+  clips/           the audio as it came
+  .lock            held while a clip is added
+"""
+
+import fcntl
+import io
+import math
+import re
+import shlex
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from unicodedata import category
+
+from ruamel.yaml import YAML
+
+from app.sentences import SENTENCES
+from stages.asr.clips import clean_text
+from stages.asr.errors import UserError
+from stages.asr.files import write_table, write_text
+from stages.asr.mel import SAMPLE_RATE
+from stages.asr.recording import open_recording
+from stages.asr.text import normalise
+from stages.corpora import folder as corpora
+from stages.corpora.archive import data_folder
+from stages.corpora.selection import check_clip, read_tsv, suffix
+from stages.params import Download, load_params
+
+TABLE = "recordings.tsv"
+COLUMNS = ["path", "text", "speaker", "source", "consent"]
+READ, CORRECTED = "read aloud", "corrected"  # where a clip's text comes from
+MIN_SECONDS, MAX_SECONDS = 0.3, 30
+MAX_CHARACTERS = 448  # of a text: Whisper's labels hold so many tokens, and few are shorter than a letter
+SPEAKER = re.compile(r"[A-Za-z0-9_-]{8,64}")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A clip that was added. n_clips: that the folder now holds.
+
+    command: what makes the pipeline train on the folder; None where params.yaml names it already, and now pins what it
+    holds, so that the next ``dvc repro`` notices.
+    """
+
+    n_clips: int
+    command: str | None
+
+
+def save_clip(folder: Path, audio: Path, text: str, speaker: str, source: str, consent: str, params: Path) -> Saved:
+    """Add one clip to the corpus in ``folder``, which is made where it is missing, and pin it in params.yaml.
+
+    speaker: a random id that a person's browser keeps, so that nobody ends in two splits; source: READ or CORRECTED;
+    consent: the words that the person agreed to.
+    Several may save at once. The audio is there before the table names it, and the table is replaced whole.
+    Raises UserError where the clip would be of no use, or cannot be written.
+    """
+    assert source in (READ, CORRECTED)
+    (download,) = load_params(params, "download")
+    if not clean(consent):
+        raise UserError("The recording was not saved: say first that it may be used")
+    if not SPEAKER.fullmatch(speaker):
+        raise UserError("The recording was not saved: the speaker has no valid id: reload the page")
+    text = checked_text(text)
+    check_audio(audio)
+    try:
+        read_rows(folder)  # which refuses somebody's own corpus before anything is made in it
+        with locked(folder):
+            rows = read_rows(folder)
+            name = f"clips/{uuid.uuid4().hex}{suffix(audio.name)}"
+            copy(audio, folder / name)
+            rows.append([name, text, speaker, source, clean(consent)])
+            write_table(folder / TABLE, COLUMNS, rows)
+            if not is_trained_on(folder, download):
+                return Saved(len(rows), command(folder))
+            pin(folder, params)
+            return Saved(len(rows), None)
+    except OSError as error:
+        raise UserError(f"The recording was not saved: {folder} cannot be written: {error.strerror}") from None
+
+
+def sentences(folder: Path, language: str, speaker: str) -> list[str]:
+    """Sentences to read aloud, those first that this speaker, and then that anyone, has read least often."""
+    rows = [(text, reader) for _, text, reader, *_ in read_rows(folder)]
+    read, read_here = Counter(text for text, _ in rows), Counter(text for text, reader in rows if reader == speaker)
+    return sorted(SENTENCES.get(language, ()), key=lambda text: (read_here[text], read[text]))
+
+
+def clean(text: str) -> str:
+    """Text as a table holds it: NFC, one line, no control signs, and no halves of signs, which no file can hold."""
+    return clean_text("".join(sign for sign in text if sign.isspace() or category(sign) not in ("Cc", "Cs")))
+
+
+def checked_text(text: str) -> str:
+    """The text as it is kept; raises UserError where it says nothing, or too much for one clip."""
+    text = clean(text)
+    if not normalise(text):
+        raise UserError("The recording was not saved: write what is said in it")
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(
+            f"The recording was not saved: its text has {len(text)} characters, and Whisper learns from at most"
+            f" {MAX_CHARACTERS}: save a shorter piece"
+        )
+    return text
+
+
+def check_audio(audio: Path) -> None:
+    """Raises UserError where the download stage would drop a clip: it cannot be read, is too short or too long."""
+    with open_recording(audio, math.inf) as recording:  # in blocks, for a small file can hold hours
+        n_samples = 0
+        for block in recording.blocks():
+            n_samples += len(block)
+            if n_samples > MAX_SECONDS * SAMPLE_RATE:
+                raise UserError(
+                    f"The recording was not saved: it lasts more than {MAX_SECONDS} s, and Whisper hears no more at"
+                    " once: save a shorter piece"
+                )
+    if problem := check_clip(audio, MIN_SECONDS, MAX_SECONDS):
+        raise UserError(f"The recording was not saved: it is {problem[0]} ({problem[1]}): record it again")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder, against other threads and processes; makes it where it is missing."""
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def read_rows(folder: Path) -> list[list[str]]:
+    """The table's rows, none where there is no table yet.
+
+    Raises UserError where the folder holds another corpus, or the table was changed in a way that loses clips.
+    """
+    tables = [path for path in folder.glob("*") if path.suffix.lower() in corpora.READERS and path.name[0] != "."]
+    for path in tables:
+        if path.name != TABLE:
+            raise UserError(f"{folder} holds another corpus ({path.name}): name an empty folder in app.recordings")
+    if not tables:
+        return []
+    header, rows, faults = read_tsv((folder / TABLE).read_bytes())
+    if header != COLUMNS or faults:
+        number, fault = faults[0] if faults else (1, f"{', '.join(header)}, expected {', '.join(COLUMNS)}")
+        raise UserError(f"{folder / TABLE} line {number}: {fault}: mend it, or move the folder away")
+    return [values for _, values in rows]
+
+
+def copy(audio: Path, target: Path) -> None:
+    """Copy a file under a hidden name first, which the corpus does not count."""
+    part = target.with_name(f".{target.name}")
+    try:
+        shutil.copyfile(audio, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_trained_on(folder: Path, download: Download) -> bool:
+    """Whether params.yaml has the pipeline read this folder."""
+    named = data_folder() / Path(download.folder.path).expanduser()
+    return download.corpus == "folder" and named.resolve() == folder.resolve()
+
+
+def command(folder: Path) -> str:
+    """The command after which the pipeline trains on the folder."""
+    inside = folder.resolve().parent == data_folder().resolve()
+    path = shlex.quote(folder.name if inside else str(folder.resolve()))
+    return f"python -m tools.recipe set --set download.corpus=folder --set download.folder.path={path}"
+
+
+def pin(folder: Path, params: Path) -> None:
+    """Write the folder's digest into params.yaml, in its place: every other sign of the file stays.
+
+    Raises UserError, with the digest, where that place is none.
+    """
+    with redirect_stderr(io.StringIO()):  # a bar for each clip would fill the app's terminal
+        digest = corpora.digest(folder)
+    text = params.read_text(encoding="utf-8")
+    before = YAML().load(text)
+    line, column = before["download"]["folder"].lc.key("digest")
+    lines = text.split("\n")
+    old = re.compile(r"(\S+:) *[^\s,}#]* *").match(lines[line], column)
+    lines[line] = (lines[line][:column] + f"{old[1]} {digest} ".ljust(len(old[0])) + lines[line][old.end() :]).rstrip()
+    before["download"]["folder"]["digest"] = digest
+    if YAML().load("\n".join(lines)) != before:
+        raise UserError(f"The recording was saved; write download.folder.digest: {digest} into {params} yourself")
+    write_text(params, "\n".join(lines))

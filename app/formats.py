@@ -1,0 +1,50 @@
+"""Segments as text, SubRip and WebVTT. A segment has ``start`` and ``end`` in seconds, and ``text``."""
+
+from collections.abc import Iterable, Iterator
+
+ARROW = "-->"  # parts the times of a subtitle, so that it must not stand in its text
+Subtitle = tuple[int, int, str]  # first and last millisecond, and one line of text
+
+
+def as_txt(segments: Iterable) -> str:
+    """One line a segment."""
+    return "".join(f"{line}\n" for _, _, line in subtitles(segments))
+
+
+def as_srt(segments: Iterable) -> str:
+    """Numbered subtitles; SubRip knows no escapes, so that an arrow in the text is written as one sign."""
+    return "".join(
+        f"{number}\n{clock(first, ',')} {ARROW} {clock(last, ',')}\n{line.replace(ARROW, '→')}\n\n"
+        for number, (first, last, line) in enumerate(subtitles(segments), start=1)
+    )
+
+
+def as_vtt(segments: Iterable) -> str:
+    """WebVTT (https://www.w3.org/TR/webvtt1), with its three signs escaped."""
+    cues = [
+        f"{clock(first, '.')} {ARROW} {clock(last, '.')}\n{escape(line)}\n" for first, last, line in subtitles(segments)
+    ]
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def subtitles(segments: Iterable) -> Iterator[Subtitle]:
+    """Segments that say something; each lasts at least 1 ms and begins no earlier than the one before ended."""
+    earliest = 0
+    for segment in segments:
+        line = " ".join(segment.text.split())
+        if line:
+            first = max(earliest, round(1000 * segment.start))
+            earliest = max(first + 1, round(1000 * segment.end))
+            yield first, earliest, line
+
+
+def clock(milliseconds: int, point: str) -> str:
+    """Hours, of two digits or more, minutes, seconds and milliseconds: 00:01:02,345."""
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{seconds:02}{point}{milliseconds:03}"
+
+
+def escape(line: str) -> str:
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
