@@ -1,0 +1,115 @@
+"""The models that can be chosen, loaded once however many ask, the latest used of them kept in memory."""
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from pathlib import Path
+
+from app.versions import Published, Repository, Version
+from stages.asr.checkpoint import Checkpoint, best_device, folder_digest, load_checkpoint
+from stages.asr.errors import UserError
+
+Stamp = frozenset[tuple[str, int, int, int]]
+
+
+class Models:
+    """What a repository or a Space has to choose from; safe to use from several threads.
+
+    A Checkpoint may be used by several at once, for decoding only reads it; those in use live on when their place in
+    memory goes to others. Versions with the same bytes share one.
+    """
+
+    def __init__(self, source: Repository | Published, models_in_memory: int):
+        self.source, self.models_in_memory = source, models_in_memory
+        self.lock, self.loading = threading.Lock(), threading.Lock()
+        self.asked: dict[str, Future[Checkpoint]] = {}
+        self.memory: OrderedDict[str, Checkpoint] = OrderedDict()  # by digest, the latest used last
+        self.digests: dict[Path, tuple[Stamp, str]] = {}
+
+    @property
+    def versions(self) -> list[Version]:
+        """Those that exist now: the newest pin first, then the workspace's, then the pretrained."""
+        return self.source.versions()
+
+    def load(self, name: str) -> Checkpoint:
+        """A version's model, its bytes fetched and loaded where they are not at hand, in evaluation mode.
+
+        Whoever asks while another waits for the same version gets what that one gets. Raises UserError where it cannot
+        be had, with the way to have it; a later call tries again.
+        """
+        with self.lock:
+            first = name not in self.asked
+            answer = self.asked.setdefault(name, Future())
+        if first:
+            try:
+                answer.set_result(self.obtain(name))
+            except BaseException as error:
+                answer.set_exception(error)
+            finally:
+                with self.lock:
+                    del self.asked[name]
+        return answer.result()
+
+    def obtain(self, name: str) -> Checkpoint:
+        """The model as its files are now: the workspace's may have been trained again."""
+        versions = {version.name: version for version in self.versions}
+        if name not in versions:
+            raise UserError(f"there is no model {name}: choose one of {', '.join(versions) or 'none'}")
+        folder = self.source.folder(versions[name])
+        before, digest = self.digest(folder)
+        if checkpoint := self.recall(digest):
+            return checkpoint
+        with self.loading:  # one at a time, so that memory stays bounded
+            checkpoint = self.recall(digest)
+            if checkpoint is None:
+                self.make_room()
+                checkpoint = load_checkpoint(folder, best_device())
+                if self.digest(folder)[0] != before:
+                    raise UserError(f"{folder} changed while it was read: try again once it is written")
+                with self.lock:
+                    self.memory[digest] = checkpoint
+        return checkpoint
+
+    def digest(self, folder: Path) -> tuple[Stamp, str]:
+        """A folder's stamp and the digest of its bytes, read again only where the stamp is another."""
+        try:
+            now = stamp(folder)
+            if self.digests.get(folder, (None, ""))[0] != now:
+                self.digests[folder] = now, folder_digest(folder)
+        except FileNotFoundError:
+            raise UserError(f"{folder} is being written or removed: try again once it is there") from None
+        return self.digests[folder]
+
+    def recall(self, digest: str) -> Checkpoint | None:
+        """A model from memory, from now on the latest used."""
+        with self.lock:
+            if digest in self.memory:
+                self.memory.move_to_end(digest)
+            return self.memory.get(digest)
+
+    def make_room(self) -> None:
+        with self.lock:
+            while len(self.memory) >= self.models_in_memory:
+                self.memory.popitem(last=False)
+
+
+def stamp(folder: Path) -> Stamp:
+    """What changes when a folder's files do: their names, sizes, times and numbers."""
+    stats = [(path.name, path.stat()) for path in folder.iterdir()]
+    return frozenset((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
+
+
+def repository_models(root: Path, models_in_memory: int) -> Models:
+    """The models of a clone of the project, the pins among them; raises UserError where there is none at all."""
+    return checked(Models(Repository(root), models_in_memory), "run `make repro` or `make pull`")
+
+
+def folder_models(folder: Path, models_in_memory: int) -> Models:
+    """The one model of a Space, a plain Hugging Face folder; raises UserError where it is none."""
+    return checked(Models(Published(folder), models_in_memory), f"{folder} holds no *.safetensors")
+
+
+def checked(models: Models, advice: str) -> Models:
+    if not models.versions:
+        raise UserError(f"there is no model to choose: {advice}")
+    return models
