@@ -1,0 +1,282 @@
+"""The model card of a release, and the README of its Space."""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+
+from stages.asr.errors import UserError
+from tools.recipe import yaml
+from tools.release import SPLITS, Release
+from tools.report import ROWS
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard, SpaceCard
+
+MARK = "viska"  # the tag by which we know our own cards again
+PROJECT_LICENSE = "mit"
+TERMS = {
+    "synthetic": "Speech made by espeak-ng from a small grammar of our own; there is nobody's voice in it.",
+    "common_voice": (
+        "[Common Voice](https://commonvoice.mozilla.org) is dedicated to the public domain (CC0-1.0).\n"
+        "Its terms forbid passing its audio on, and trying to find out who its speakers are."
+    ),
+    "folder": "Recordings of our own, which are not published.",
+}
+
+
+def model_license(release: Release, given: str | None) -> str:
+    """The card's license: ours from scratch, Whisper's for a Whisper; raises UserError where it must be given."""
+    base = release.params["whisper"]["base"]
+    if given:
+        return given
+    if base == "scratch":
+        return PROJECT_LICENSE
+    if base.startswith("openai/whisper-"):
+        return "apache-2.0"
+    raise UserError(f"the license of {base} is not known here: look it up and give it, such as --license apache-2.0")
+
+
+def model_card(release: Release, repo: str, license: str) -> "ModelCard":
+    """A card for ``user/name`` on the Hub."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    title = repo.partition("/")[2]
+    data = ModelCardData(
+        language=release.language,
+        license=license,
+        library_name="transformers",
+        pipeline_tag="automatic-speech-recognition",
+        base_model=release.base,
+        base_model_relation="finetune" if release.base else None,
+        datasets=["common_voice"] if release.corpus == "common_voice" else None,
+        metrics=["wer", "cer"],
+        tags=["whisper", MARK, *(["synthetic"] if release.corpus == "synthetic" else [])],
+        model_name=title,
+        eval_results=results(release),
+    )
+    writers = (
+        warning,
+        introduction,
+        scores,
+        lambda release: usage(release, repo),
+        corpus,
+        training,
+        limits,
+        provenance,
+    )
+    text = "\n\n".join([f"# {title}", *filter(None, (write(release) for write in writers))])
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+
+
+def results(release: Release) -> "list[EvalResult]":
+    """The test scores as a model-index; its first has what the demo shows of a model: WER, interval and data."""
+    from huggingface_hub import EvalResult
+
+    rates, settings = release.metrics["evaluate/tuned"], release.params["download"][release.corpus]
+    interval = {"confidence": 0.95, "low": rates["wer_low"], "high": rates["wer_high"]}
+    rows = [
+        ("wer", "WER, normalised text", rates["wer"], interval),
+        ("wer", "WER, raw text", rates["wer_raw"], None),
+        ("cer", "CER, normalised text", rates["cer"], None),
+    ]
+    return [
+        EvalResult(
+            task_type="automatic-speech-recognition",
+            task_name="Speech recognition",
+            dataset_type=settings["path"] if release.corpus == "folder" else release.corpus,
+            dataset_name=release.version.data,
+            dataset_config=settings.get("locale"),
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=value,
+            metric_args=args,
+        )
+        for kind, name, value, args in rows
+    ]
+
+
+def language_name(release: Release) -> str:
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    return LANGUAGES[release.params["whisper"]["language"]].title()
+
+
+def warning(release: Release) -> str:
+    """What must not be overlooked."""
+    if release.corpus != "synthetic":
+        return ""
+    name = language_name(release)
+    return f"""> [!WARNING]
+> **This model was trained on a synthetic corpus: it does not know {name}.** All that it has heard are sentences of a
+> small grammar, spoken by a speech synthesiser. It transcribes those and fails on people; its scores say nothing of
+> how well it understands {name}. It shows that a pipeline works."""
+
+
+def introduction(release: Release) -> str:
+    """What it is."""
+    whisper, base = release.params["whisper"], release.base
+    if base:
+        origin = f"[{base}](https://huggingface.co/{base}) at its commit `{whisper['revision']}`, fine-tuned"
+    elif whisper["base"] == "scratch":
+        origin = "a small Whisper, trained from scratch"
+    else:
+        origin = f"a Whisper of our own, of the digest `{whisper['revision']}`, fine-tuned"
+    task = "to write down" if whisper["task"] == "transcribe" else "to translate into English"
+    return f"""{parameters(release) / 1e6:,.1f} M parameters: {origin} {task} {language_name(release)} speech.
+Version `{release.name}` of a pipeline that [DVC](https://dvc.org) runs; training data: {release.version.data}."""
+
+
+def parameters(release: Release) -> int:
+    """How many numbers the weights hold."""
+    total = 0
+    for path in release.model.glob("*.safetensors"):
+        with safe_open(path, "numpy") as weights:
+            names = weights.keys()
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    return total
+
+
+def table(head: str, rows: Iterable[str]) -> str:
+    """A table in Markdown: its first column left, the others right."""
+    line = "|".join(["---", *["--:"] * (head.count("|") - 2)])
+    return "\n".join([head, f"|{line}|", *rows])
+
+
+def scores(release: Release) -> str:
+    """Before and after, with the interval where there is one."""
+    before, after = (release.metrics[f"evaluate/{name}"] for name in ("pretrained", "tuned"))
+    heading = "untrained" if before.get("untrained") else "before"
+    interval = f"{after['wer_low']:.1f} to {after['wer_high']:.1f}"
+    rows = [
+        f"| {name} | {before[key]:.1f} | {after[key]:.1f} | {interval if key == 'wer' else ''} |"
+        for name, key in ROWS.items()
+        if key in before and key in after
+    ]
+    return f"""## Scores
+
+In percent, on the test split of the same corpus, which training never heard: {after["clips"]:,} clips of
+{after["words"]:,} words.
+
+{table(f"| | {heading} | this model | 95 % interval |", rows)}
+
+WER and CER are on normalised text (lower case, no punctuation, letters such as å ä ö kept), but for the row of raw
+text. The interval is from a bootstrap over clips. A known voice is one that training heard."""
+
+
+def usage(release: Release, repo: str) -> str:
+    """A snippet that runs as it stands."""
+    whisper = release.params["whisper"]
+    forced = json.dumps({"language": whisper["language"], "task": whisper["task"]})
+    return f"""## How to use it
+
+```python
+from transformers import pipeline
+
+transcribe = pipeline("automatic-speech-recognition", model="{repo}")
+print(transcribe("speech.wav", generate_kwargs={forced})["text"])
+```
+
+Language and task also stand in `generation_config.json`; forcing them keeps a Whisper from guessing. The model hears
+{release.window} s at once: cut longer audio at pauses, as its demo does, or give `chunk_length_s={release.window}`."""
+
+
+def corpus(release: Release) -> str:
+    """How much there was of each split, what was left out, and on what terms."""
+    rows = []
+    for split in SPLITS:
+        found, heard = release.metrics["download"][split], release.metrics[f"featurize/{split}"]
+        dropped = sum(found["dropped"].values()) + sum(heard["dropped"].values())
+        hours = heard["seconds"] / 3600
+        rows.append(f"| {split} | {heard['clips']:,} | {hours:,.1f} | {found['speakers']:,} | {dropped:,} |")
+    named = "A **synthetic** corpus" if release.corpus == "synthetic" else release.version.data.rpartition(",")[0]
+    return f"""## Data
+
+{named}. {TERMS[release.corpus]}
+
+{table("| split | clips | hours | voices | clips left out |", rows)}"""
+
+
+def training(release: Release) -> str:
+    """The parameters as params.yaml has them, with its comments."""
+    params, end = release.params, release.metrics["train"]
+    whisper, download = params["whisper"], params["download"]
+    chosen = {
+        "whisper": {key: value for key, value in whisper.items() if key != "scratch" or whisper["base"] == "scratch"},
+        "download": {key: download[key] for key in ("corpus", release.corpus)},
+        "featurize": params["featurize"],
+        "train": params["train"],
+    }
+    buffer = io.StringIO()
+    yaml().dump(chosen, buffer)
+    return f"""## Training
+
+The weights of step {end["best_step"]:,} of {end["steps"]:,}, whose WER on validation was the lowest:
+{end["validation_wer"]:.1f} %.
+
+```yaml
+{buffer.getvalue().strip()}
+```"""
+
+
+def limits(release: Release) -> str:
+    """What it is for, and what it is not for."""
+    if release.corpus == "synthetic":
+        use = "To try the pipeline, its demo and its tests. Not for the speech of people."
+    else:
+        use = f"Drafts of {language_name(release)} transcripts of speech like its corpus's, for a person to correct."
+    return f"""## Intended use and limits
+
+{use}
+
+- It leaves out, repeats or invents words, more so in noise, with several voices at once, and in dialects, accents and
+  subjects that its corpus lacks. Silence and music may come out as text.
+- It was measured on one release of one corpus. Scores on others do not compare.
+- It tells neither who speaks nor how sure it is. Not for decisions about people, and not for listening in on them."""
+
+
+def provenance(release: Release) -> str:
+    """By what this version can be found again, and checked."""
+    pin = f"Git tag | `{release.name}`" if release.version.commit else "Git tag | none: a workspace's model"
+    paths = ("models/tuned", "models/pretrained", *(f"data/features/{split}" for split in SPLITS))
+    rows = [pin, f"Git commit | `{release.revision}`"]
+    rows += [f"`{path}`, MD5 by DVC | `{release.hashes[path]}`" for path in paths]
+    for path in sorted(release.model.glob("*.safetensors")):
+        with path.open("rb") as file:
+            rows.append(f"`{path.name}`, SHA-256 | `{hashlib.file_digest(file, 'sha256').hexdigest()}`")
+    return "## Where it comes from\n\n" + "\n".join(["| | |", "|---|---|", *(f"| {row} |" for row in rows)])
+
+
+def space_card(release: Release, repo: str, settings: dict[str, str]) -> "SpaceCard":
+    """A Space's README: the head by which the Hub builds it, and a word to those who read its files.
+
+    settings: what the head says of the code, ``app_file``, ``sdk_version`` and ``python_version``.
+    """
+    from huggingface_hub import SpaceCard, SpaceCardData
+
+    name, synthetic = language_name(release), release.corpus == "synthetic"
+    data = SpaceCardData(
+        title=f"{name} speech to text",
+        emoji="🎙️",
+        colorFrom="blue",
+        colorTo="yellow",
+        sdk="gradio",
+        **settings,
+        license=PROJECT_LICENSE,
+        models=[repo],
+        tags=[MARK],
+        pinned=False,
+        short_description=f"A Whisper for {name}, trained on {'synthetic' if synthetic else 'real'} speech"[:60],
+    )
+    known = f" It was trained on a **synthetic** corpus and does not know {name}." if synthetic else ""
+    text = f"""# {name} speech to text
+
+The demo of [{repo}](https://huggingface.co/{repo}), version `{release.name}` at commit `{release.revision}`.{known}
+`python -m tools.publish` wrote these files; it overwrites what is changed here.
+"""
+    return SpaceCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
