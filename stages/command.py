@@ -14,8 +14,8 @@ def run(load: Callable[[], Callable], arguments: list[str]) -> None:
     """Load and run a click command, then end the process: with 0 only where the work is done.
 
     DVC records a stage that exits 0 as done, so Ctrl-C ends with 130 and SIGTERM with 143, one line each, also while
-    the command's modules are still being imported (``load``). UserError and a full disk end with 1 and a
-    message; any other exception is our own mistake and keeps its traceback.
+    the command's modules are still being imported (``load``). UserError, a full disk and a lack of permission end
+    with 1 and a message; any other exception is our own mistake and keeps its traceback.
     """
     came: list[int] = []
 
@@ -42,6 +42,8 @@ def explain(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" for {error.filename}" if error.filename else ""
         return tell(f"Error: no space is left on the disk{place}: free some and run the same command again", 1)
+    if isinstance(error, PermissionError):
+        return tell(f"Error: {error.filename}: permission denied: let this user read and write it (chmod, chown)", 1)
     raise error
 
 

@@ -1,7 +1,9 @@
+import errno
 import signal
 
 import pytest
 
+from stages.command import explain
 from tests.support.material import speech, write_raw
 from tests.support.process import Stage
 
@@ -100,3 +102,10 @@ def test_a_full_disk_is_one_line(settings, tmp_path):
         status, lines = stage.finish()
     assert status == 1
     assert len(lines) == 1 and "no space is left on the disk" in lines[0]
+
+
+def test_a_lack_of_permission_is_one_line(capsys):
+    assert explain(PermissionError(errno.EACCES, "Permission denied", "recordings/a.wav")) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "Error: recordings/a.wav: permission denied: let this user read and write it (chmod, chown)"
+    ]
