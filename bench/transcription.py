@@ -1,0 +1,98 @@
+"""``python -m bench.transcription``: how soon does text come, and is it the text that evaluate would get?
+
+Recordings are made of the test split's clips (data/raw must be there) with pauses between them, over the faint noise
+of a quiet room.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import psutil
+import soundfile
+
+from stages.asr.audio import read_audio
+from stages.asr.checkpoint import Checkpoint, load_checkpoint
+from stages.asr.clips import Clip, read_clips
+from stages.asr.decoding import decode
+from stages.asr.mel import SAMPLE_RATE
+from stages.asr.recording import open_recording
+from stages.asr.scoring import wer
+from stages.asr.shards import Shards
+from stages.asr.transcription import Segment, transcribe
+
+PAUSES = (0.3, 2.0)  # seconds
+ROOM = 0.0003  # RMS of its noise: -70 dB of full scale
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), default="models/tuned")
+@click.option("--test", type=click.Path(path_type=Path), default="data/features/test")
+@click.option("--raw", type=click.Path(path_type=Path), default="data/raw/test")
+def main(model: Path, test: Path, raw: Path) -> None:
+    """Time a short and a long recording, and compare transcribe's texts with decode's."""
+    checkpoint, shards = load_checkpoint(model), Shards(test)
+    clips = {clip.id: clip for clip in read_clips(raw)}
+    clips = [clips[entry.id] for entry in shards.entries]
+    audio = [read_audio(raw / "audio" / clip.audio, SAMPLE_RATE) for clip in clips]
+    with tempfile.TemporaryDirectory() as folder:
+        short, long = Path(folder) / "short.wav", Path(folder) / "long.wav"
+        write(short, audio, 5)
+        said = write(long, audio, 600)
+        run(checkpoint, short)  # warm
+        for path in (short, long):
+            before = psutil.Process().memory_info().rss
+            segments, first, seconds, length = run(checkpoint, path)
+            grown = (psutil.Process().memory_info().rss - before) / 2**20
+            click.echo(
+                f"{length:5.1f} s: first text after {first:.2f} s, all {len(segments)} segments after {seconds:.2f} s,"
+                f" {length / seconds:.1f} times real time; {grown:.0f} MiB more memory"
+            )
+    click.echo(f"joined      WER {joined_wer(said, clips, segments):5.2f} %   {said} clips, {len(segments)} segments")
+    compare(checkpoint, shards, clips, audio)
+
+
+def write(path: Path, audio: list[np.ndarray], seconds: float) -> int:
+    """Write clips in turn with pauses until the recording is that long; returns how many whole ones it holds."""
+    rng = np.random.default_rng(1)
+    pieces, room = [], round(seconds * SAMPLE_RATE)
+    for samples in audio:
+        piece = np.pad(samples, (0, round(rng.uniform(*PAUSES) * SAMPLE_RATE)))
+        if len(piece) > room:
+            break
+        pieces.append(piece)
+        room -= len(piece)
+    whole = np.pad(np.concatenate(pieces), (0, room))
+    soundfile.write(path, whole + ROOM * rng.standard_normal(len(whole)), SAMPLE_RATE, "PCM_16")
+    return len(pieces)
+
+
+def run(checkpoint: Checkpoint, path: Path) -> tuple[list[Segment], float, float, float]:
+    """A file's segments, the seconds until the first and until the end, and how many it lasts."""
+    segments, first, started = [], float("nan"), time.perf_counter()
+    with open_recording(path, 3600) as recording:
+        for _, segment in transcribe(checkpoint, recording.blocks()):
+            if segment:
+                segments.append(segment)
+                first = time.perf_counter() - started if len(segments) == 1 else first
+    return segments, first, time.perf_counter() - started, soundfile.info(path).duration
+
+
+def joined_wer(said: int, clips: list[Clip], segments: list[Segment]) -> float:
+    return wer([" ".join(clip.text for clip in clips[:said])], [" ".join(segment.text for segment in segments)])
+
+
+def compare(checkpoint: Checkpoint, shards: Shards, clips: list[Clip], audio: list[np.ndarray]) -> None:
+    """Each clip through decode and, as a recording of its own, through transcribe."""
+    references, usual = [clip.text for clip in clips], decode(checkpoint, shards, 1)
+    runs = [[segment.text for _, segment in transcribe(checkpoint, [samples]) if segment] for samples in audio]
+    heard = [" ".join(texts) for texts in runs]
+    changed = np.mean([one != other for one, other in zip(usual, heard, strict=True)])
+    click.echo(f"decode      WER {wer(references, usual):5.2f} %   {len(clips)} clips")
+    click.echo(f"transcribe  WER {wer(references, heard):5.2f} %   texts that differ {100 * changed:.1f} %")
+
+
+if __name__ == "__main__":
+    main()
