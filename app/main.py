@@ -1,0 +1,79 @@
+"""``python -m app.main``: the demo, as a page on this computer."""
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import click
+
+from stages.command import run
+
+# Before gradio and Hugging Face's libraries are imported: the demo tells nobody that it runs.
+QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+QUIET |= {"GRADIO_ANALYTICS_MAX_EVENTS": "100"}  # which it keeps for itself, and goes through at each call
+N_EXAMPLES = 3
+SOUNDS = {".wav", ".mp3", ".flac", ".ogg", ".m4a", ".mp4", ".webm"}
+
+
+@click.command()
+@click.option("--model", metavar="NAME", help="The version that is chosen first, such as tuned@v1.0.0.")
+@click.option("--models", type=click.Path(path_type=Path), help="A plain model folder, instead of a clone's versions.")
+@click.option("--examples", type=click.Path(path_type=Path), default="data/raw/test/audio", show_default=True)
+@click.option("--params", type=click.Path(path_type=Path), default="params.yaml", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other computers in.")
+@click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
+@click.option("--share", is_flag=True, help="Make a public link through gradio's servers, for a week.")
+def main(
+    model: str | None, models: Path | None, examples: Path, params: Path, host: str, port: int, share: bool
+) -> int:
+    """Open a page that turns speech into text, until Ctrl-C.
+
+    MODELS, a Space's folder, has no "Improve it": what people say there would stay nowhere.
+    """
+    os.environ.update(QUIET)
+    from app import page, server
+    from app.corpus import data_folder
+    from app.models import folder_models, repository_models
+    from stages.params import load_params
+
+    (settings,) = load_params(params, "app")
+    have = (folder_models if models else repository_models)(models or Path(), settings.models_in_memory)
+    first = warm(have, model)
+    corpus = None if models or settings.recordings is None else data_folder() / Path(settings.recordings).expanduser()
+    with server.private_folder():
+        blocks = page.build(have, settings, first, corpus, params, sounds(examples))
+        with server.serving(blocks, settings, host, port, share) as address:
+            click.echo(f"{first} is loaded. The page is at {address} until Ctrl-C.")
+            threading.Event().wait()
+    return 0
+
+
+def warm(models, name: str | None) -> str:
+    """Load the first model, so that nobody waits for it: the named one, or the first that can be had.
+
+    Raises UserError where the named one cannot be had, or none at all.
+    """
+    from stages.asr.errors import UserError
+
+    names = [name] if name else [version.name for version in models.versions]
+    for each in names:
+        try:
+            models.load(each)
+        except UserError as error:
+            if each == names[-1]:
+                raise
+            click.echo(f"{each} cannot be had: {error}", err=True)
+        else:
+            return each
+    raise AssertionError("Models has versions")
+
+
+def sounds(folder: Path) -> tuple[Path, ...]:
+    """The first few sound files of a folder, none where it is missing."""
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SOUNDS)
+    return tuple(files[:N_EXAMPLES])
+
+
+if __name__ == "__main__":
+    run(lambda: main, sys.argv[1:])

@@ -1,0 +1,386 @@
+"""The demo as a person meets it, in a real Chromium on its real server."""
+
+import csv
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+from gradio_client import handle_file
+from playwright.sync_api import Browser, Page, expect
+
+from app import video
+from app.comparison import mark
+from app.formats import as_srt, as_txt, as_vtt
+from app.models import Models
+from stages.asr.mel import SAMPLE_RATE
+from stages.asr.recording import open_recording
+from stages.asr.transcription import Segment, transcribe
+from tests.support.browser import chromium
+from tests.support.demo import PATIENCE, Demo, babbling_models, connect, long_recording, serve, spoken, until
+from tests.support.video import Reply, Site
+from tests.support.video import serve as serve_videos
+
+expect.set_options(timeout=1000 * PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[Path]:
+    return spoken(tmp_path_factory.mktemp("speech"), 4)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tiny) -> Models:
+    return babbling_models(tiny, tmp_path_factory.mktemp("models") / "repository")
+
+
+@pytest.fixture(scope="module")
+def browser(clips) -> Iterator[Browser]:
+    with chromium(microphone=clips[3]) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Iterator[Site]:
+    with serve_videos(tmp_path_factory.mktemp("authority")) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, models, clips, site) -> Iterator[Demo]:
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "example.wav").write_bytes(clips[2].read_bytes())
+    fetch = partial(video.fetch, source=site.source)
+    with serve(models, folder, fetch, max_seconds=3600, max_megabytes=200) as demo:
+        yield demo
+
+
+@pytest.fixture
+def visit(demo, browser) -> Iterator[Callable[..., Page]]:
+    """Call with what a browser tells of itself: the page, once it is ready."""
+    contexts = []
+
+    def call(**how: object) -> Page:
+        contexts.append(browser.new_context(**{"locale": "en-GB", **how}))
+        contexts[-1].set_default_timeout(1000 * PATIENCE)
+        page = contexts[-1].new_page()
+        page.goto(demo.url)
+        expect(page.locator("#status p")).to_have_text(re.compile("The text will|Texten kommer"))
+        return page
+
+    yield call
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(visit) -> Page:
+    return visit()
+
+
+def segments(demo: Demo, path: Path, name: str = "tuned") -> list[Segment]:
+    """What a model hears in a file, without the demo."""
+    with open_recording(path, 3600) as recording:
+        return [each for _, each in transcribe(demo.models.load(name), recording.blocks()) if each]
+
+
+def words(found: list[Segment]) -> str:
+    return " ".join(segment.text for segment in found)
+
+
+def drop(page: Page, path: Path) -> None:
+    """Give the page a file, and wait until it is there."""
+    page.get_by_role("tab", name="File", exact=True).click()
+    page.locator("#upload input[type=file]").set_input_files(path)
+    expect(page.locator("#upload")).to_contain_text(path.stem)
+
+
+def transcribe_file(page: Page, path: Path) -> None:
+    drop(page, path)
+    page.locator("#transcribe-file").click()
+
+
+def expect_text(page: Page, found: list[Segment], pane: str = "left") -> None:
+    """Wait until a pane shows these segments, and no more is to come."""
+    expect(page.locator("#status")).to_contain_text("Done")
+    assert page.locator(f"#{pane} span").all_inner_texts() == [segment.text for segment in found]
+
+
+def choose(page: Page, box: str, option: str) -> None:
+    page.get_by_label(box, exact=True).click()
+    page.get_by_role("option", name=option).click()
+
+
+def record(page: Page, place: str, seconds: int = 2) -> None:
+    """Speak into the microphone, which says the same over and over."""
+    box = page.locator(place)
+    box.get_by_role("button", name="Record").click()
+    expect(box.locator("time.duration")).to_have_text(re.compile(rf"0:0[{seconds}-9]"))
+    with page.expect_response(re.compile("/upload")):
+        box.get_by_role("button", name="Stop").first.click()
+    expect(box.get_by_role("button", name="Play", exact=True)).to_be_visible()
+
+
+# Ways in
+
+
+def test_a_file_becomes_text_with_times_and_files(demo, page, clips):
+    found = segments(demo, clips[0])
+    transcribe_file(page, clips[0])
+    expect_text(page, found)
+    assert page.locator("#left time").all_inner_texts() == [f"0:0{int(each.start)}" for each in found]
+    for kind, form in {"txt": as_txt, "srt": as_srt, "vtt": as_vtt}.items():
+        with page.expect_download() as coming:
+            page.get_by_role("button", name=kind, exact=True).click()
+        assert coming.value.suggested_filename == f"{clips[0].stem}-tuned.{kind}"
+        assert coming.value.path().read_text(encoding="utf-8") == form(found)
+
+
+def test_the_microphone(page):
+    record(page, "#microphone")
+    page.locator("#transcribe-speak").click()
+    expect(page.locator("#left span").first).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("Done: 0:0")
+
+
+def test_a_videos_address(demo, page, site, clips):
+    site.replies["/talk.wav"] = Reply(clips[1].read_bytes(), "audio/wav")
+    page.get_by_role("tab", name="Video").click()
+    page.get_by_label("Address of a YouTube video").fill(f"{site.url}/talk.wav")
+    page.locator("#transcribe-video").click()
+    expect_text(page, segments(demo, clips[1]))
+
+
+def test_an_example(demo, page, clips):
+    page.get_by_role("tab", name="File", exact=True).click()
+    page.get_by_text("example.wav").click()
+    expect(page.locator("#upload").get_by_text("example")).to_be_visible()
+    page.locator("#transcribe-file").click()
+    expect_text(page, segments(demo, clips[2]))
+
+
+# Models
+
+
+def test_a_model_is_chosen_by_what_is_known_of_it(demo, page, clips):
+    expect(page.get_by_text("Word error rate 12.3 % (95 % interval 11.0 to 14.5)")).to_be_visible()
+    choose(page, "Model", "pretrained · WER not measured")
+    expect(page.get_by_text("Not measured · trained on")).to_be_visible()
+    transcribe_file(page, clips[0])
+    expect_text(page, segments(demo, clips[0], "pretrained"))
+
+
+def test_two_models_side_by_side_with_their_differences(demo, page, clips):
+    choose(page, "Compare with", "pretrained")
+    transcribe_file(page, clips[0])
+    heard = [segments(demo, clips[0], name) for name in ("tuned", "pretrained")]
+    for pane, found, pieces in zip(("left", "right"), heard, mark(*map(words, heard)), strict=True):
+        expect_text(page, found, pane)
+        differing = " ".join(piece for piece, differs in pieces if differs)
+        assert " ".join(page.locator(f"#{pane} mark").all_inner_texts()).split() == differing.split() != []
+
+
+# What goes wrong
+
+
+def test_what_is_no_sound_is_told_of_and_the_page_goes_on(demo, page, clips, tmp_path):
+    (tmp_path / "notes.wav").write_text("inget ljud")
+    transcribe_file(page, tmp_path / "notes.wav")
+    told = page.get_by_test_id("toast-body")
+    expect(told).to_contain_text("notes.wav is no readable sound or video file")
+    assert "Traceback" not in page.content() and "/tmp" not in told.inner_text()
+    expect(page.locator("#status")).to_contain_text("This did not work")
+    page.get_by_test_id("toast-close").click()
+    page.locator("#upload").get_by_role("button", name="Clear").click()
+    transcribe_file(page, clips[0])
+    expect_text(page, segments(demo, clips[0]))
+
+
+@pytest.mark.parametrize("way", ["speak", "file", "video"])
+def test_nothing_given_is_told_of(page, way):
+    page.get_by_role("tab", name={"speak": "Speak", "file": "File", "video": "Video"}[way], exact=True).click()
+    page.locator(f"#transcribe-{way}").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("yet")
+
+
+def test_silence_is_no_text(page, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(3 * SAMPLE_RATE), SAMPLE_RATE)
+    transcribe_file(page, tmp_path / "silence.wav")
+    expect(page.locator("#status")).to_contain_text("Nothing was said, or too quietly")
+    expect(page.locator("#left span")).to_have_count(0)
+
+
+def test_text_comes_while_it_is_decoded_and_stop_ends_the_work(demo, page, clips, tmp_path):
+    transcribe_file(page, long_recording(clips, tmp_path / "hour.wav", 3000))
+    expect(page.locator("#status")).to_contain_text(re.compile(r"0:\d\d of 50:00 heard"))
+    expect(page.locator("#left span").first).to_be_visible()
+    opened = [file.path for file in psutil.Process().open_files() if file.path.endswith("hour.wav")]
+    assert opened
+    page.locator("#stop").click()
+    expect(page.locator("#status")).to_contain_text("Stopped")
+    expect(page.locator("#stop")).to_be_hidden()
+    until(lambda: opened[0] not in [file.path for file in psutil.Process().open_files()])
+    page.locator("#upload").get_by_role("button", name="Clear").click()
+    transcribe_file(page, clips[0])
+    expect_text(page, segments(demo, clips[0]))
+
+
+def test_whoever_waits_sees_the_place_and_can_leave(demo, page, clips, tmp_path):
+    recording = long_recording(clips, tmp_path / "busy.wav", 3000)
+    jobs = [connect(demo.url).submit(handle_file(recording), api_name="/transcribe") for _ in range(2)]
+    for job in jobs:
+        next(iter(job))
+    transcribe_file(page, clips[0])
+    expect(page.locator("#status")).to_contain_text("Waiting for a turn")
+    expect(page.locator("#status")).to_contain_text("queue: 1/1")
+    page.locator("#stop").click()
+    expect(page.locator("#status")).to_contain_text("Stopped")
+    jobs[0].cancel()
+    jobs[1].cancel()
+    until(lambda: not [file.path for file in psutil.Process().open_files() if file.path.endswith("busy.wav")])
+    expect(page.locator("#left span")).to_have_count(0)
+
+
+def test_a_closed_tab_ends_the_work(page, clips, tmp_path):
+    transcribe_file(page, long_recording(clips, tmp_path / "closed.wav", 3000))
+    expect(page.locator("#left span").first).to_be_visible()
+    page.close()
+    until(lambda: not [file.path for file in psutil.Process().open_files() if file.path.endswith("closed.wav")])
+
+
+# Whoever looks, however
+
+
+def test_the_page_asks_no_other_host_and_complains_of_nothing(demo, visit):
+    page = visit()
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.reload()
+    expect(page.locator("#status p")).to_have_text("The text will stand here.")
+    assert asked and all(url.startswith((demo.url, "data:", "blob:")) for url in asked)
+    assert not said
+
+
+def test_each_language_has_its_page(visit):
+    english, swedish = visit(locale="en-US"), visit(locale="sv-SE")
+    for page, label, tab, details in (
+        (english, "Model", "Improve it", "Word error rate 12.3 %"),
+        (swedish, "Modell", "Förbättra", "Ordfel 12,3 %"),
+    ):
+        expect(page.get_by_label(label, exact=True)).to_be_visible()
+        expect(page.get_by_role("tab", name=tab)).to_be_visible()
+        expect(page.get_by_text(details)).to_be_visible()
+        assert "viska_" not in page.locator("body").inner_text()
+    swedish.locator("#transcribe-speak").click()
+    expect(swedish.get_by_test_id("toast-body")).to_contain_text("Det finns ingen inspelning än")
+
+
+def test_a_telephone_needs_no_sideways_scrolling(visit, clips):
+    page = visit(viewport={"width": 375, "height": 700}, is_mobile=True, has_touch=True)
+    width = "[document.documentElement.scrollWidth, document.body.scrollWidth]"
+    assert max(page.evaluate(width)) <= 375
+    choose(page, "Compare with", "pretrained")
+    transcribe_file(page, clips[0])
+    expect(page.locator("#right span").first).to_be_visible()
+    assert max(page.evaluate(width)) <= 375
+    page.get_by_role("tab", name="Improve it").click()
+    expect(page.locator("#save")).to_be_visible()
+    assert max(page.evaluate(width)) <= 375
+
+
+def test_dark_and_light_are_the_systems(visit):
+    for scheme, dark in (("dark", True), ("light", False)):
+        page = visit(color_scheme=scheme)
+        colours = page.evaluate(
+            "[document.body, document.querySelector('#status p')].map(getComputedStyle).flatMap("
+            "(s, i) => i ? s.color : s.backgroundColor)"
+        )
+        background, text = (sum(map(float, re.findall(r"[\d.]+", colour)[:3])) for colour in colours)
+        assert (background < text) == dark and abs(background - text) > 300
+
+
+def test_the_keyboard_is_enough(demo, page, clips):
+    drop(page, clips[0])
+    page.locator("#title").click()
+    names, styles = [], []
+    while "Transcribe" not in names[1:]:
+        page.keyboard.press("Tab")
+        names.append(
+            page.evaluate("(e => e.getAttribute('aria-label') || e.innerText || '')(document.activeElement)").strip()
+        )
+        styles.append(page.evaluate("(s => s.outlineStyle + s.boxShadow)(getComputedStyle(document.activeElement))"))
+        assert len(names) < 30, names
+    assert names.index("Model") < names.index("Compare with") < names.index("File")
+    assert all(style != "nonenone" for style in styles), dict(zip(names, styles, strict=True))
+    page.keyboard.press("Enter")
+    expect_text(page, segments(demo, clips[0]))
+
+
+def test_one_persons_text_is_not_anothers(visit, clips):
+    one, other = visit(), visit()
+    transcribe_file(one, clips[0])
+    expect(one.locator("#left span").first).to_be_visible()
+    other.reload()
+    other.get_by_role("tab", name="Improve it").click()
+    other.get_by_role("button", name="Correct my last transcript").click()
+    expect(other.get_by_test_id("toast-body")).to_contain_text("There is nothing to correct yet")
+
+
+# Improve it
+
+
+def rows(demo: Demo) -> list[dict]:
+    table = demo.corpus / "recordings.tsv"
+    return list(csv.DictReader(table.open(encoding="utf-8"), delimiter="\t")) if table.exists() else []
+
+
+def test_a_sentence_read_aloud_is_saved_after_consent(demo, page):
+    page.get_by_role("tab", name="Improve it").click()
+    sentence = page.locator("#said textarea").input_value()
+    assert sentence
+    record(page, "#recording")
+    page.locator("#save").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("tick the box")
+    before = rows(demo)
+    page.get_by_label("I may give this recording away").check()
+    page.locator("#save").click()
+    expect(page.locator("#answer")).to_contain_text("Saved, thank you")
+    (row,) = rows(demo)[len(before) :]
+    assert row["text"] == sentence and (demo.corpus / row["path"]).stat().st_size > 1000
+    expect(page.locator("#said textarea")).not_to_have_value(sentence)
+    page.reload()
+    page.get_by_role("tab", name="Improve it").click()
+    page.get_by_label("I may give this recording away").check()
+    record(page, "#recording")
+    page.locator("#save").click()
+    expect(page.locator("#answer")).to_contain_text("Saved, thank you")
+    assert rows(demo)[-1]["speaker"] == row["speaker"]
+
+
+def test_a_transcript_is_corrected_and_saved(demo, page, clips):
+    transcribe_file(page, clips[1])
+    expect(page.locator("#status")).to_contain_text("Done")
+    page.get_by_role("tab", name="Improve it").click()
+    page.get_by_role("button", name="Correct my last transcript").click()
+    expect(page.locator("#said textarea")).to_have_value(words(segments(demo, clips[1])))
+    page.locator("#said textarea").fill("det som verkligen sades")
+    page.get_by_label("I may give this recording away").check()
+    page.locator("#save").click()
+    expect(page.locator("#answer")).to_contain_text("Saved, thank you")
+    assert rows(demo)[-1]["text"] == "det som verkligen sades"
+    assert (demo.corpus / rows(demo)[-1]["path"]).read_bytes() == clips[1].read_bytes()
+
+
+def test_there_is_no_improving_without_a_folder(models, browser, demo, tmp_path):
+    with serve(models, tmp_path, improve=False) as closed:
+        page = browser.new_page(locale="en-GB")
+        page.goto(closed.url)
+        expect(page.get_by_role("tab", name="Transcribe")).to_be_visible()
+        expect(page.get_by_role("tab", name="Improve it")).to_have_count(0)
+        page.close()
