@@ -1,5 +1,6 @@
 """``python -m app.main``: the demo, as a page on this computer."""
 
+import ctypes
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ from stages.command import run
 # Before gradio and Hugging Face's libraries are imported: the demo tells nobody that it runs.
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 QUIET |= {"GRADIO_ANALYTICS_MAX_EVENTS": "100"}  # which it keeps for itself, and goes through at each call
+M_ARENA_MAX = -8  # of glibc's malloc.h
 N_EXAMPLES = 3
 SOUNDS = {".wav", ".mp3", ".flac", ".ogg", ".m4a", ".mp4", ".webm"}
 
@@ -32,6 +34,7 @@ def main(
     MODELS, a Space's folder, has no "Improve it": what people say there would stay nowhere.
     """
     os.environ.update(QUIET)
+    few_arenas()
     from app import page, server
     from app.corpus import data_folder
     from app.models import folder_models, repository_models
@@ -47,6 +50,12 @@ def main(
             click.echo(f"{first} is loaded. The page is at {address} until Ctrl-C.")
             threading.Event().wait()
     return 0
+
+
+def few_arenas() -> None:
+    """Have the threads share their memory: glibc else gives each an arena of its own, which only grows."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_ARENA_MAX, 2)
 
 
 def warm(models, name: str | None) -> str:

@@ -22,7 +22,7 @@ STYLE = Path(__file__).with_name("style.css")
 PAGES = {"/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json"}
 CALLS = {"info", "app_id", "startup-events", "theme.css", "upload", "upload_progress", "reset", "cancel", "heartbeat"}
 CALLS |= {"queue", "run", "call", "login_check", "user"}
-SESSIONS = 200  # whose state is kept; beyond, whoever was away longest has no last transcript to correct
+SESSIONS = 100  # whose state is kept; beyond, whoever was away longest has no last transcript to correct
 HEADERS = {
     # A page that asks no other host, whatever a text or a library puts into it.
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "

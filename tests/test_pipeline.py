@@ -1,6 +1,7 @@
 """The whole pipeline under a real DVC, in a repository of its own, with a tiny model."""
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -137,15 +138,15 @@ def trainers(folder: Path) -> Iterator[psutil.Process]:
 
 
 def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(pulled):
-    names = {"slow": "1e-5", "fast": "3e-5"}
-    length = ["-S", "train.max_steps=100", "-S", "train.eval_every=100", "-S", "train.save_every=10"]
+    def queue() -> list[str]:
+        grid = ["train.learning_rate=1e-5,3e-5", "train.max_steps=100", "train.eval_every=100", "train.save_every=10"]
+        change = [word for value in grid for word in ("-S", value)]
+        return re.findall(
+            r"experiment '(.+?)'", run(pulled, "dvc", "exp", "run", "--queue", "--allow-missing", *change)
+        )
 
-    def queue() -> None:
-        for name, rate in names.items():
-            change = ["-S", f"train.learning_rate={rate}", *length, "--allow-missing"]
-            run(pulled, "dvc", "exp", "run", "--queue", "-n", name, *change)
-
-    queue()
+    names = queue()
+    assert len(names) == 2
     with (pulled.parent / "workers.log").open("w") as log:  # the workers stay, and would hold a pipe open
         command = ["dvc", "queue", "start", "-j", "2"]
         subprocess.run(command, cwd=pulled, env=environment(pulled), stdout=log, stderr=log, check=True)
@@ -159,7 +160,7 @@ def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(pul
         with suppress(psutil.NoSuchProcess):
             process.kill()
     run(pulled, "dvc", "queue", "kill", "--force", *names)
-    queue()
+    names = queue()
     run(pulled, "dvc", "exp", "run", "--run-all")
     logs = [run(pulled, "dvc", "queue", "logs", name) for name in names]
     resumed = [line for log in logs for line in log.splitlines() if line.startswith("resuming run")]
