@@ -137,6 +137,19 @@ def trainers(folder: Path) -> Iterator[psutil.Process]:
     return (process for process in processes(folder) if str(process.pid) in holders)
 
 
+def begin_workers(folder: Path) -> None:
+    """They stay after the command, and would hold a pipe open."""
+    with (folder.parent / "workers.log").open("w") as log:
+        command = ["dvc", "queue", "start", "-j", "2"]
+        subprocess.run(command, cwd=folder, env=environment(folder), stdout=log, stderr=log, check=True)
+
+
+def kill(folder: Path) -> None:
+    for process in processes(folder):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(pulled):
     def queue() -> list[str]:
         grid = ["train.learning_rate=1e-5,3e-5", "train.max_steps=100", "train.eval_every=100", "train.save_every=10"]
@@ -147,21 +160,20 @@ def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(pul
 
     names = queue()
     assert len(names) == 2
-    with (pulled.parent / "workers.log").open("w") as log:  # the workers stay, and would hold a pipe open
-        command = ["dvc", "queue", "start", "-j", "2"]
-        subprocess.run(command, cwd=pulled, env=environment(pulled), stdout=log, stderr=log, check=True)
-    caught, end = set(), time.monotonic() + 3 * PATIENCE
+    begin_workers(pulled)
+    caught, end = set(), time.monotonic() + 5 * PATIENCE
     while len(caught) < 2:
         assert time.monotonic() < end, run(pulled, "dvc", "queue", "status")
         for trainer in trainers(pulled):
             trainer.suspend()  # so that it waits for the other one
             caught.add(trainer.pid)
-    for process in processes(pulled):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    kill(pulled)
     run(pulled, "dvc", "queue", "kill", "--force", *names)
     names = queue()
-    run(pulled, "dvc", "exp", "run", "--run-all")
+    begin_workers(pulled)
+    while run(pulled, "dvc", "queue", "status").count("Success") < 2:
+        assert time.monotonic() < end, run(pulled, "dvc", "queue", "status")
+    kill(pulled)
     logs = [run(pulled, "dvc", "queue", "logs", name) for name in names]
     resumed = [line for log in logs for line in log.splitlines() if line.startswith("resuming run")]
     assert len(set(resumed)) == 2 and all(line.endswith("of 100") for line in resumed)
