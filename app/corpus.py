@@ -26,7 +26,7 @@ from app.sentences import SENTENCES
 from stages.asr.clips import clean_text
 from stages.asr.errors import UserError
 from stages.asr.files import write_table, write_text
-from stages.asr.mel import SAMPLE_RATE
+from stages.asr.mel import MAX_SECONDS, SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.text import normalise
 from stages.corpora import folder as corpora
@@ -37,7 +37,7 @@ from stages.params import Download, load_params
 TABLE = "recordings.tsv"
 COLUMNS = ["path", "text", "speaker", "source", "consent"]
 READ, CORRECTED = "read aloud", "corrected"  # where a clip's text comes from
-MIN_SECONDS, MAX_SECONDS = 0.3, 30
+MIN_SECONDS = 0.3
 MAX_CHARACTERS = 448  # of a text: Whisper's labels hold so many tokens, and few are shorter than a letter
 SPEAKER = re.compile(r"[A-Za-z0-9_-]{8,64}")
 

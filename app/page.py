@@ -22,11 +22,11 @@ from app.models import Models
 from app.texts import clock, say
 from app.visitor import LIGHT, PRIVATE, label, language_in, told, uploaded
 from stages.asr.errors import UserError
+from stages.asr.mel import MAX_SECONDS
 from stages.asr.transcription import Segment
 from stages.params import App
 
 FORMATS = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt}
-CLIP_SECONDS = 30  # the longest that Whisper hears at once, and so the longest clip of a corpus
 SHOW_EVERY = 0.3  # seconds between two pictures of the progress
 ANSWER_EVERY = 1  # second between two answers to a program
 KEEP_SECONDS = 3600  # that a file stays, beyond what one transcription may take
@@ -210,7 +210,7 @@ class View:
         if len(texts) > 1:
             for pane, *rest in zip(self.panes, names, progress.segments, mark(*texts), strict=True):
                 update[pane.text] = marked(*rest)
-        if isinstance(source, Path) and progress.heard <= CLIP_SECONDS:
+        if isinstance(source, Path) and progress.heard <= MAX_SECONDS:
             update[self.last] = {"path": str(source), "text": texts[0]}
         return update
 

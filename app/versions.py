@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ARTIFACT = "tuned"  # in dvc.yaml
 WORKSPACE = {"tuned": "models/tuned", "pretrained": "models/pretrained"}
 SCORES, CLIPS, PARAMS = "metrics/evaluate/{}.json", "metrics/featurize/train.json", "params.yaml"
-TIMEOUT = 120  # seconds without an answer from Google Drive, whose client waits for ever by default
 
 
 @dataclass(frozen=True)
@@ -275,6 +274,8 @@ def bring(repo: "Repo", version: Version, out: "Output", wanted: "list[HashInfo]
     """Have objects in the cache, fetched and verified where they are not; raises UserError where that fails."""
     from dvc.config import NoRemoteError
 
+    from stages.asr.mirror import TIMEOUT  # which imports torch
+
     cache = repo.cache.local
     if all(in_cache(cache, info.value) for info in wanted):
         return
@@ -284,7 +285,7 @@ def bring(repo: "Repo", version: Version, out: "Output", wanted: "list[HashInfo]
         odb = repo.cloud.get_remote_odb(name, "fetch")
         odb.verify = True
         if odb.fs.protocol == "gdrive":
-            odb.fs.fs.client.auth.http_timeout = TIMEOUT
+            odb.fs.fs.client.auth.http_timeout = TIMEOUT  # its client waits for ever by default
         repo.cloud.pull(wanted, odb=odb)
         reason = "it does not answer, or lacks a part of it, or holds one damaged"
     except NoRemoteError:
@@ -302,7 +303,7 @@ def bring(repo: "Repo", version: Version, out: "Output", wanted: "list[HashInfo]
 
 
 def in_cache(cache, oid: str) -> bool:
-    """Whether the cache has an object; DVC drops one that was changed."""
+    """Whether the local cache has an object; DVC checks, and drops, one that was changed."""
     from dvc_objects.errors import ObjectFormatError
 
     try:

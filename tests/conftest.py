@@ -5,7 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before Hugging Face's libraries are imported: no test reaches for the Hub
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on several
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from stages.asr.checkpoint import Checkpoint, load_checkpoint
 from stages.asr.shards import Shards
 from stages.params import load_params
 from stages.pretrained import pretrained
+from tests.support.drive import Drive
+from tests.support.drive import serve as serve_drive
 from tests.support.material import TINY, allow, sounds, write_params, write_shards
 
 
@@ -61,3 +63,11 @@ def talking(checkpoint) -> Checkpoint:
         checkpoint.model.model.decoder.embed_tokens.weight[config.eos_token_id] *= 2  # to end now and then
     allow(checkpoint, set(range(256)) | {config.eos_token_id})
     return checkpoint
+
+
+@pytest.fixture
+def drive(tmp_path) -> Iterator[Drive]:
+    """Google Drive's stand-in, which has understood all that it was asked."""
+    with serve_drive(tmp_path / "authority") as drive:
+        yield drive
+    assert drive.errors == []

@@ -16,7 +16,7 @@ from dvc.repo import Repo
 
 from stages.asr.errors import UserError
 from tests.support.clones import ANNA, Clone, shaped, targets
-from tests.support.drive import CLIENT, FAULTS, GRAIN, Drive, Script, serve
+from tests.support.drive import CLIENT, FAULTS, GRAIN, Drive, Script
 from tools import stores
 from tools.drive import main
 
@@ -27,13 +27,6 @@ BOB = "bob@example.com"
 @pytest.fixture(scope="module")
 def key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
-@pytest.fixture
-def drive(tmp_path):
-    with serve(tmp_path / "authority") as drive:
-        yield drive
-    assert drive.errors == []
 
 
 @pytest.fixture

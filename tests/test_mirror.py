@@ -9,7 +9,6 @@ import pytest
 
 from stages.asr.mirror import Remote
 from tests.support.clones import Clone
-from tests.support.drive import serve
 from tests.support.material import write_params
 from tests.support.repository import with_store
 from tests.support.training import SETTINGS, make_place, newest, results, start, wait_for
@@ -115,13 +114,6 @@ def test_copies_are_listed_newest_first_and_superseded_ones_go(killed, repositor
 
 
 # The same on Drive
-
-
-@pytest.fixture
-def drive(tmp_path):
-    with serve(tmp_path / "authority") as drive:
-        yield drive
-    assert drive.errors == []
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.versions import in_cache
 from stages.asr.errors import UserError
 from tools.stores import Copy, Listing, Store
 
@@ -65,17 +66,6 @@ def place_of(repo: "Repo", out: "Output") -> str:
 def kind_of(repo: "Repo", out: "Output") -> str:
     where = place_of(repo, out) + "/"
     return next((name for folder, name in PLACES.items() if where.startswith(folder)), "other")
-
-
-def in_cache(cache, oid: str) -> bool:
-    """Whether the local cache has an object; DVC checks, and drops, one that was changed."""
-    from dvc_objects.errors import ObjectFormatError
-
-    try:
-        cache.check(oid)
-    except (FileNotFoundError, ObjectFormatError):
-        return False
-    return True
 
 
 def size_of(cache, oid: str) -> int | None:

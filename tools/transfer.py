@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from app.versions import in_cache
 from stages.asr.errors import UserError
 from tools.faults import Failed, Trouble
-from tools.inventory import KINDS, Thing, contents, in_cache, keeper, list_of, outs, size_of, there
+from tools.inventory import KINDS, Thing, contents, keeper, list_of, outs, size_of, there
 from tools.stores import Copy, Listing, Store
 
 if TYPE_CHECKING:
