@@ -24,8 +24,6 @@ from ruamel.yaml import YAML
 
 from app.sentences import SENTENCES
 from stages.asr.clips import clean_text
-from stages.asr.errors import UserError
-from stages.asr.files import write_table, write_text
 from stages.asr.mel import MAX_SECONDS, SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.text import normalise
@@ -33,6 +31,8 @@ from stages.corpora import folder as corpora
 from stages.corpora.archive import data_folder
 from stages.corpora.selection import check_clip, read_tsv, suffix
 from stages.params import Download, load_params
+from stages.runtime.errors import UserError
+from stages.runtime.files import write_table, write_text
 
 TABLE = "recordings.tsv"
 COLUMNS = ["path", "text", "speaker", "source", "consent"]
@@ -63,7 +63,7 @@ def save_clip(folder: Path, audio: Path, text: str, speaker: str, source: str, c
     Raises UserError where the clip would be of no use, or cannot be written.
     """
     assert source in (READ, CORRECTED)
-    (download,) = load_params(params, "download")
+    download = load_params(params).download
     if not clean(consent):
         raise UserError("The recording was not saved: say first that it may be used")
     if not SPEAKER.fullmatch(speaker):

@@ -16,11 +16,11 @@ from typing import TypeVar
 
 from app import video
 from app.models import Models
-from stages.asr.checkpoint import Checkpoint
-from stages.asr.errors import UserError
+from stages.asr.model import SpeechModel
 from stages.asr.recording import open_recording
 from stages.asr.transcription import Segment, transcribe
 from stages.params import App
+from stages.runtime.errors import UserError
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
@@ -79,12 +79,12 @@ class Listener:
             progress.step = "fetching"
             source = yield from self.fetched(source, folder, progress)
         progress.step = "loading"
-        checkpoints = []
+        models = []
         for name in names:
-            checkpoint = yield from beside(lambda name=name: self.models.load(name))
-            checkpoints.append(checkpoint)
+            model = yield from beside(lambda name=name: self.models.load(name))
+            models.append(model)
         progress.step = "hearing"
-        yield from in_turn(checkpoints, source, self.settings.max_seconds, progress)
+        yield from in_turn(models, source, self.settings.max_seconds, progress)
 
     def fetched(self, url: str, folder: Path, progress: Progress) -> Steps[Path]:
         """A video's sound; where nobody waits any more, the download ends at its next piece and cleans up."""
@@ -125,11 +125,11 @@ def beside(work: Callable[[], T]) -> Steps[T]:
     return future.result()
 
 
-def in_turn(checkpoints: list[Checkpoint], path: Path, max_seconds: float, progress: Progress) -> Steps[None]:
+def in_turn(models: list[SpeechModel], path: Path, max_seconds: float, progress: Progress) -> Steps[None]:
     """Each model reads the recording for itself; the one that is behind goes on, so that the texts grow together."""
     with ExitStack() as stack:
-        recordings = [stack.enter_context(open_recording(path, max_seconds)) for _ in checkpoints]
-        streams = [transcribe(*pair) for pair in zip(checkpoints, (each.blocks() for each in recordings), strict=True)]
+        recordings = [stack.enter_context(open_recording(path, max_seconds)) for _ in models]
+        streams = [transcribe(*pair) for pair in zip(models, (each.blocks() for each in recordings), strict=True)]
         for stream in streams:
             stack.callback(stream.close)
         progress.total = recordings[0].seconds

@@ -11,8 +11,8 @@ from app.corpus import CORRECTED, READ, save_clip, sentences
 from app.markup import sentence
 from app.texts import say
 from app.visitor import LIGHT, PRIVATE, label, language_in, told, uploaded
-from stages.asr.errors import UserError
 from stages.params import load_params
+from stages.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class Improvement:
 
 def improving(page: gr.Blocks, corpus: Path, params: Path, last: gr.State, speaker: gr.BrowserState) -> None:
     """The tab. last: path and text of the newest short recording. speaker: the random id that a browser keeps."""
-    (whisper,) = load_params(params, "whisper")
-    does = Improvement(corpus, params, whisper.language)
+    does = Improvement(corpus, params, load_params(params).whisper.language)
     gr.Markdown(label("improve_intro"))
     with gr.Row():
         with gr.Column(min_width=300):

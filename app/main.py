@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stages.command import run
+from stages.runtime.command import run
 
 # Before gradio and Hugging Face's libraries are imported: the demo tells nobody that it runs.
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
@@ -40,7 +40,7 @@ def main(
     from app.models import folder_models, repository_models
     from stages.params import load_params
 
-    (settings,) = load_params(params, "app")
+    settings = load_params(params).app
     have = (folder_models if models else repository_models)(models or Path(), settings.models_in_memory)
     first = warm(have, model)
     corpus = None if models or settings.recordings is None else data_folder() / Path(settings.recordings).expanduser()
@@ -63,7 +63,7 @@ def warm(models, name: str | None) -> str:
 
     Raises UserError where the named one cannot be had, or none at all.
     """
-    from stages.asr.errors import UserError
+    from stages.runtime.errors import UserError
 
     names = [name] if name else [version.name for version in models.versions]
     for each in names:

@@ -8,8 +8,8 @@ from app.comparison import Pieces
 from app.hearing import Progress
 from app.models import Models
 from app.texts import clock, number, say
-from app.versions import Version
 from stages.asr.transcription import Segment
+from stages.versioning.pins import Version
 
 
 def choices(models: Models) -> list[tuple[str, str]]:

@@ -5,9 +5,9 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
 
-from app.versions import Published, Repository, Version
-from stages.asr.checkpoint import Checkpoint, best_device, folder_digest, load_checkpoint
-from stages.asr.errors import UserError
+from stages.asr.model import SpeechModel, best_device, folder_digest, load_model
+from stages.runtime.errors import UserError
+from stages.versioning.pins import Published, Repository, Version
 
 Stamp = frozenset[tuple[str, int, int, int]]
 
@@ -15,15 +15,15 @@ Stamp = frozenset[tuple[str, int, int, int]]
 class Models:
     """What a repository or a Space has to choose from; safe to use from several threads.
 
-    A Checkpoint may be used by several at once, for decoding only reads it; those in use live on when their place in
+    A SpeechModel may be used by several at once, for decoding only reads it; those in use live on when their place in
     memory goes to others. Versions with the same bytes share one.
     """
 
     def __init__(self, source: Repository | Published, models_in_memory: int):
         self.source, self.models_in_memory = source, models_in_memory
         self.lock, self.loading = threading.Lock(), threading.Lock()
-        self.asked: dict[str, Future[Checkpoint]] = {}
-        self.memory: OrderedDict[str, Checkpoint] = OrderedDict()  # by digest, the latest used last
+        self.asked: dict[str, Future[SpeechModel]] = {}
+        self.memory: OrderedDict[str, SpeechModel] = OrderedDict()  # by digest, the latest used last
         self.digests: dict[Path, tuple[Stamp, str]] = {}
 
     @property
@@ -31,7 +31,7 @@ class Models:
         """Those that exist now: the newest pin first, then the workspace's, then the pretrained."""
         return self.source.versions()
 
-    def load(self, name: str) -> Checkpoint:
+    def load(self, name: str) -> SpeechModel:
         """A version's model, its bytes fetched and loaded where they are not at hand, in evaluation mode.
 
         Whoever asks while another waits for the same version gets what that one gets. Raises UserError where it cannot
@@ -50,25 +50,25 @@ class Models:
                     del self.asked[name]
         return answer.result()
 
-    def obtain(self, name: str) -> Checkpoint:
+    def obtain(self, name: str) -> SpeechModel:
         """The model as its files are now: the workspace's may have been trained again."""
         versions = {version.name: version for version in self.versions}
         if name not in versions:
             raise UserError(f"there is no model {name}: choose one of {', '.join(versions) or 'none'}")
         folder = self.source.folder(versions[name])
         before, digest = self.digest(folder)
-        if checkpoint := self.recall(digest):
-            return checkpoint
+        if model := self.recall(digest):
+            return model
         with self.loading:  # one at a time, so that memory stays bounded
-            checkpoint = self.recall(digest)
-            if checkpoint is None:
+            model = self.recall(digest)
+            if model is None:
                 self.make_room()
-                checkpoint = load_checkpoint(folder, best_device())
+                model = load_model(folder, best_device())
                 if self.digest(folder)[0] != before:
                     raise UserError(f"{folder} changed while it was read: try again once it is written")
                 with self.lock:
-                    self.memory[digest] = checkpoint
-        return checkpoint
+                    self.memory[digest] = model
+        return model
 
     def digest(self, folder: Path) -> tuple[Stamp, str]:
         """A folder's stamp and the digest of its bytes, read again only where the stamp is another."""
@@ -80,7 +80,7 @@ class Models:
             raise UserError(f"{folder} is being written or removed: try again once it is there") from None
         return self.digests[folder]
 
-    def recall(self, digest: str) -> Checkpoint | None:
+    def recall(self, digest: str) -> SpeechModel | None:
         """A model from memory, from now on the latest used."""
         with self.lock:
             if digest in self.memory:

@@ -21,10 +21,10 @@ from app.markup import bar, choices, details, joined, marked, sentence, transcri
 from app.models import Models
 from app.texts import clock, say
 from app.visitor import LIGHT, PRIVATE, label, language_in, told, uploaded
-from stages.asr.errors import UserError
 from stages.asr.mel import MAX_SECONDS
 from stages.asr.transcription import Segment
 from stages.params import App
+from stages.runtime.errors import UserError
 
 FORMATS = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt}
 SHOW_EVERY = 0.3  # seconds between two pictures of the progress

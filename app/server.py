@@ -14,8 +14,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.texts import for_browser
-from stages.asr.errors import UserError
 from stages.params import App
+from stages.runtime.errors import UserError
 
 STYLE = Path(__file__).with_name("style.css")
 # Of all that gradio answers: it also fetches addresses for others, runs programs, and shows what people did.

@@ -21,8 +21,8 @@ from yt_dlp.globals import supported_js_runtimes
 from yt_dlp.networking._urllib import UrllibRH
 from yt_dlp.networking.exceptions import TransportError
 
-from stages.asr.errors import UserError
 from stages.asr.recording import clock
+from stages.runtime.errors import UserError
 
 SITES = ("youtube.com", "www.youtube.com", "m.youtube.com", "music.youtube.com", "www.youtube-nocookie.com")
 SHORT = "youtu.be"

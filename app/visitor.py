@@ -12,7 +12,7 @@ from gradio.utils import get_upload_folder
 
 from app.hearing import OvertimeError
 from app.texts import PREFIX, clock, language_of, say
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
 
 # How events are listened to. gradio's own preprocessing leaves files behind; what it would check, ``uploaded`` checks.
 PRIVATE = {"api_visibility": "private", "preprocess": False}

@@ -12,10 +12,10 @@ import numpy as np
 from transformers import pipeline
 
 from stages.asr.audio import read_audio
-from stages.asr.checkpoint import load_checkpoint
 from stages.asr.clips import read_clips
 from stages.asr.decoding import decode
 from stages.asr.mel import SAMPLE_RATE
+from stages.asr.model import load_model
 from stages.asr.scoring import wer
 from stages.asr.shards import Shards
 
@@ -26,12 +26,12 @@ from stages.asr.shards import Shards
 @click.option("--raw", type=click.Path(path_type=Path), default="data/raw/test")
 def main(model: Path, test: Path, raw: Path) -> None:
     """Compare four ways to decode the test split."""
-    checkpoint, shards = load_checkpoint(model), Shards(test)
+    model, shards = load_model(model), Shards(test)
     references = [entry.text for entry in shards.entries]
     texts = {
-        "in batches of 32": decode(checkpoint, shards, 32),
-        "each clip alone": decode(checkpoint, shards, 1),
-        "on the full window": decode(replace(checkpoint, context="full"), shards, 32),
+        "in batches of 32": decode(model, shards, 32),
+        "each clip alone": decode(model, shards, 1),
+        "on the full window": decode(replace(model, context="full"), shards, 32),
         "by pipeline()": by_pipeline(model, raw, [entry.id for entry in shards.entries]),
     }
     usual = texts["in batches of 32"]

@@ -23,7 +23,7 @@ import soundfile
 from gradio_client import handle_file
 from playwright.sync_api import Page, expect
 
-from stages.asr.checkpoint import load_checkpoint
+from stages.asr.model import load_model
 from stages.asr.recording import open_recording
 from stages.asr.transcription import transcribe
 from tests.support.browser import chromium
@@ -91,8 +91,8 @@ def from_click_to(page: Page, recording: Path, words: str) -> float:
 
 def crowds(address: str, process: psutil.Process, clips: list[Path], rounds: int) -> Iterator[str]:
     """Rounds of clients at once, all new: what each heard, how long it took, and memory after each round."""
-    checkpoint = load_checkpoint(MODEL)
-    expected = [heard(checkpoint, clip) for clip in clips]
+    model = load_model(MODEL)
+    expected = [heard(model, clip) for clip in clips]
     if len(set(expected)) < len(expected) * 0.9:
         sys.exit("too many recordings say the same: nothing would be seen of a wrong pairing")
     memory = []
@@ -107,10 +107,10 @@ def crowds(address: str, process: psutil.Process, clips: list[Path], rounds: int
     yield f"memory since round 2: {100 * (memory[-1] / memory[min(1, rounds - 1)] - 1):+.1f} %"
 
 
-def heard(checkpoint, clip: Path) -> str:
+def heard(model, clip: Path) -> str:
     """The text of a clip, without the demo."""
     with open_recording(clip, soundfile.info(clip).duration + 1) as recording:
-        return " ".join(segment.text for _, segment in transcribe(checkpoint, recording.blocks()) if segment)
+        return " ".join(segment.text for _, segment in transcribe(model, recording.blocks()) if segment)
 
 
 def ask(address: str, clip: Path) -> str:

@@ -21,10 +21,10 @@ from pathlib import Path
 import click
 import httplib2
 
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
 from tests.support.clones import Clone, shaped, targets
 from tests.support.drive import FAULTS, Drive, serve
-from tools.drive import main as tool
+from tools.drive.__main__ import main as tool
 
 MOST_RUNS = 12  # of one command in a cycle; more would mean that it never ends well
 SHAPES = {

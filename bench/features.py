@@ -18,9 +18,9 @@ from transformers import WhisperFeatureExtractor
 
 from stages.asr.clips import read_clips
 from stages.asr.mel import SAMPLE_RATE
-from stages.asr.pool import spread
 from stages.featurize import featurize
 from stages.params import load_params
+from stages.runtime.pool import spread
 
 PROCESSES = 2
 
@@ -30,7 +30,7 @@ PROCESSES = 2
 @click.option("--clips", type=click.Path(path_type=Path), default="data/raw/train", help="A split's raw clips.")
 def main(params: Path, clips: Path) -> None:
     """Time three ways through one split."""
-    (settings,) = load_params(params, "featurize")
+    settings = load_params(params).featurize
     rows = read_clips(clips)
     paths = [str(clips / "audio" / clip.audio) for clip in rows]
     with tempfile.TemporaryDirectory() as folder:

@@ -47,7 +47,7 @@ def kill_training(place: Path, wanted: int, rng: random.Random) -> str:
     place.mkdir()
     shards = write_shards(place / "train", sounds())
     shutil.copytree(shards, place / "validation")
-    (whisper,) = load_params(write_params(place / "params.yaml", TINY), "whisper")
+    whisper = load_params(write_params(place / "params.yaml", TINY)).whisper
     pretrained(whisper, shards, place / "pretrained")
     root = repository.with_store(place / "repository")
     plain = write_params(place / "plain.yaml", TRAINING)
@@ -99,7 +99,8 @@ def begin(place: Path, name: str, params: Path, root: Path) -> int:
         os.environ["DVC_ROOT"] = str(root)
         outs = [run / out for out in ("checkpoints", "tuned", "curves", "dropped.tsv", "metrics.json")]
         paths = Paths(place / "train", place / "validation", place / "pretrained", *outs)
-        train(*load_params(params, "train", "compute", "checkpoints"), paths)
+        values = load_params(params)
+        train(values.train, values.compute, values.checkpoints, paths)
         status = 0
     finally:
         os._exit(status)

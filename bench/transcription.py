@@ -14,10 +14,10 @@ import psutil
 import soundfile
 
 from stages.asr.audio import read_audio
-from stages.asr.checkpoint import Checkpoint, load_checkpoint
 from stages.asr.clips import Clip, read_clips
 from stages.asr.decoding import decode
 from stages.asr.mel import SAMPLE_RATE
+from stages.asr.model import SpeechModel, load_model
 from stages.asr.recording import open_recording
 from stages.asr.scoring import wer
 from stages.asr.shards import Shards
@@ -33,7 +33,7 @@ ROOM = 0.0003  # RMS of its noise: -70 dB of full scale
 @click.option("--raw", type=click.Path(path_type=Path), default="data/raw/test")
 def main(model: Path, test: Path, raw: Path) -> None:
     """Time a short and a long recording, and compare transcribe's texts with decode's."""
-    checkpoint, shards = load_checkpoint(model), Shards(test)
+    model, shards = load_model(model), Shards(test)
     clips = {clip.id: clip for clip in read_clips(raw)}
     clips = [clips[entry.id] for entry in shards.entries]
     audio = [read_audio(raw / "audio" / clip.audio, SAMPLE_RATE) for clip in clips]
@@ -41,17 +41,17 @@ def main(model: Path, test: Path, raw: Path) -> None:
         short, long = Path(folder) / "short.wav", Path(folder) / "long.wav"
         write(short, audio, 5)
         said = write(long, audio, 600)
-        run(checkpoint, short)  # warm
+        run(model, short)  # warm
         for path in (short, long):
             before = psutil.Process().memory_info().rss
-            segments, first, seconds, length = run(checkpoint, path)
+            segments, first, seconds, length = run(model, path)
             grown = (psutil.Process().memory_info().rss - before) / 2**20
             click.echo(
                 f"{length:5.1f} s: first text after {first:.2f} s, all {len(segments)} segments after {seconds:.2f} s,"
                 f" {length / seconds:.1f} times real time; {grown:.0f} MiB more memory"
             )
     click.echo(f"joined      WER {joined_wer(said, clips, segments):5.2f} %   {said} clips, {len(segments)} segments")
-    compare(checkpoint, shards, clips, audio)
+    compare(model, shards, clips, audio)
 
 
 def write(path: Path, audio: list[np.ndarray], seconds: float) -> int:
@@ -69,11 +69,11 @@ def write(path: Path, audio: list[np.ndarray], seconds: float) -> int:
     return len(pieces)
 
 
-def run(checkpoint: Checkpoint, path: Path) -> tuple[list[Segment], float, float, float]:
+def run(model: SpeechModel, path: Path) -> tuple[list[Segment], float, float, float]:
     """A file's segments, the seconds until the first and until the end, and how many it lasts."""
     segments, first, started = [], float("nan"), time.perf_counter()
     with open_recording(path, 3600) as recording:
-        for _, segment in transcribe(checkpoint, recording.blocks()):
+        for _, segment in transcribe(model, recording.blocks()):
             if segment:
                 segments.append(segment)
                 first = time.perf_counter() - started if len(segments) == 1 else first
@@ -84,10 +84,10 @@ def joined_wer(said: int, clips: list[Clip], segments: list[Segment]) -> float:
     return wer([" ".join(clip.text for clip in clips[:said])], [" ".join(segment.text for segment in segments)])
 
 
-def compare(checkpoint: Checkpoint, shards: Shards, clips: list[Clip], audio: list[np.ndarray]) -> None:
+def compare(model: SpeechModel, shards: Shards, clips: list[Clip], audio: list[np.ndarray]) -> None:
     """Each clip through decode and, as a recording of its own, through transcribe."""
-    references, usual = [clip.text for clip in clips], decode(checkpoint, shards, 1)
-    runs = [[segment.text for _, segment in transcribe(checkpoint, [samples]) if segment] for samples in audio]
+    references, usual = [clip.text for clip in clips], decode(model, shards, 1)
+    runs = [[segment.text for _, segment in transcribe(model, [samples]) if segment] for samples in audio]
     heard = [" ".join(texts) for texts in runs]
     changed = np.mean([one != other for one, other in zip(usual, heard, strict=True)])
     click.echo(f"decode      WER {wer(references, usual):5.2f} %   {len(clips)} clips")

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from stages.command import run
+from stages.runtime.command import run
 
 STAGES = ("download", "featurize", "pretrained", "train", "evaluate")
 

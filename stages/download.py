@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from stages.asr.clips import SPLITS, Clip, Drop, write_clips, write_rows
-from stages.asr.errors import UserError
-from stages.asr.files import write_json
 from stages.corpora import common_voice, folder, synthetic
 from stages.params import Download, load_params
+from stages.runtime.errors import UserError
+from stages.runtime.files import write_json
 
 CORPORA = {"synthetic": synthetic, "common_voice": common_voice, "folder": folder}
 
@@ -24,8 +24,8 @@ CORPORA = {"synthetic": synthetic, "common_voice": common_voice, "folder": folde
 @click.option("--metrics", type=click.Path(path_type=Path), required=True)
 def main(params: Path, raw: Path, dropped: Path, metrics: Path) -> None:
     """Bring one corpus into the pipeline's own layout."""
-    settings, compute = load_params(params, "download", "compute")
-    counts = download(settings, raw, dropped, metrics, compute.processes or os.cpu_count() or 1)
+    values = load_params(params)
+    counts = download(values.download, raw, dropped, metrics, values.compute.processes or os.cpu_count() or 1)
     click.echo(", ".join(f"{counts[split]['clips']} {split}" for split in SPLITS) + f" clips in {raw}")
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import click
 import numpy as np
-from tqdm import tqdm
 
-from stages.asr.checkpoint import best_device, check_fit, load_checkpoint
 from stages.asr.decoding import decode
-from stages.asr.errors import UserError
-from stages.asr.files import write_json, write_table
+from stages.asr.model import best_device, check_fit, load_model
 from stages.asr.scoring import clip_edits, score
 from stages.asr.shards import Entry, Shards
 from stages.asr.text import normalise
 from stages.params import Compute, Evaluate, load_params
+from stages.runtime.errors import UserError
+from stages.runtime.files import write_json, write_table
+from stages.runtime.progress import ProgressBar
 
 MOST_CONFUSED = 20  # rows of that table
 FOLDER = click.Path(path_type=Path)
@@ -29,8 +29,8 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--metrics", type=FOLDER, required=True)
 def main(params: Path, model: Path, test: Path, transcripts: Path, tables: Path, metrics: Path) -> None:
     """Measure one model on the test split."""
-    settings, compute = load_params(params, "evaluate", "compute")
-    scores = evaluate(settings, compute, model, test, transcripts, tables, metrics)
+    values = load_params(params)
+    scores = evaluate(values.evaluate, values.compute, model, test, transcripts, tables, metrics)
     label = " (untrained)" if scores.get("untrained") else ""
     click.echo(f"{model}{label}: WER {scores['wer']:.1f} % ({scores['wer_low']:.1f} to {scores['wer_high']:.1f})")
 
@@ -43,13 +43,13 @@ def evaluate(
     Clips whose reference has no words cannot be scored: they are counted under ``dropped``. Raises UserError where no
     other is left, or where the features do not fit the model.
     """
-    checkpoint, shards = load_checkpoint(model, best_device()), Shards(test)
-    check_fit(checkpoint, shards, test)
+    speech, shards = load_model(model, best_device()), Shards(test)
+    check_fit(speech, shards, test)
     heard = decode(
-        checkpoint,
+        speech,
         shards,
         compute.decode_batch_size,
-        lambda batches, total: tqdm(batches, total=total, unit="batch", desc=model.name),
+        lambda batches, total: ProgressBar(batches, total=total, unit="batch", desc=model.name),
     )
     pairs = [(entry, text) for entry, text in zip(shards.entries, heard, strict=True) if normalise(entry.text)]
     if not pairs:
@@ -58,7 +58,7 @@ def evaluate(
     known = [entry.known_speaker for entry in entries]
     scores, errors = score([e.text for e in entries], heard, known, settings.bootstrap_samples, settings.seed)
     scores["dropped"] = {"no words": len(shards) - len(pairs)} if len(shards) > len(pairs) else {}
-    if checkpoint.untrained:
+    if speech.untrained:
         scores["untrained"] = True
     write_transcripts(transcripts, entries, heard, errors)
     write_plot_tables(tables, model.name, entries, scores, errors)

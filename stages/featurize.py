@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from stages.asr.audio import AudioError, read_audio
 from stages.asr.clips import Clip, Drop, read_clips, write_rows
-from stages.asr.errors import UserError
-from stages.asr.files import write_json
 from stages.asr.mel import SAMPLE_RATE, log_mel
-from stages.asr.pool import spread
 from stages.asr.shards import Entry, encode, write_shard
 from stages.params import Featurize, load_params
+from stages.runtime.errors import UserError
+from stages.runtime.files import write_json
+from stages.runtime.pool import spread
+from stages.runtime.progress import ProgressBar
 
 CHUNK = 32  # clips a task: enough to hide the cost of handing it over
 
@@ -28,8 +28,8 @@ CHUNK = 32  # clips a task: enough to hide the cost of handing it over
 @click.option("--metrics", type=click.Path(path_type=Path), required=True)
 def main(params: Path, clips: Path, shards: Path, metrics: Path) -> None:
     """Turn one split's audio into log-mel shards."""
-    settings, compute = load_params(params, "featurize", "compute")
-    counts = featurize(settings, clips, shards, metrics, compute.processes)
+    values = load_params(params)
+    counts = featurize(values.featurize, clips, shards, metrics, values.compute.processes)
     click.echo(f"{counts['clips']} clips, {counts['bytes'] / 1e6:.1f} MB in {shards}")
 
 
@@ -43,7 +43,7 @@ def featurize(settings: Featurize, raw: Path, folder: Path, metrics: Path, proce
     folder.mkdir(parents=True)
     clips = read_clips(raw)
     rows, drops, written, seconds = [], [], 0, 0.0
-    for result in tqdm(features(settings, raw, clips, processes), total=len(clips), unit="clip", desc=raw.name):
+    for result in ProgressBar(features(settings, raw, clips, processes), total=len(clips), unit="clip", desc=raw.name):
         if isinstance(result, Drop):
             drops.append(result)
             continue

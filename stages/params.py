@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -212,8 +212,8 @@ class Params(Section):
     app: App
 
 
-def load_params(path: Path, *sections: str) -> list:
-    """Validate all of params.yaml and return the named sections, in order.
+def load_params(path: Path) -> Params:
+    """Read and validate all of params.yaml.
 
     Raises UserError with every wrong key's path, what stands there and what is allowed.
     """
@@ -224,10 +224,9 @@ def load_params(path: Path, *sections: str) -> list:
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no YAML: {error}") from None
     try:
-        params = Params.model_validate(values)
+        return Params.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join([f"{path}:", *(explain(problem) for problem in error.errors())])) from None
-    return [getattr(params, section) for section in sections]
 
 
 def explain(problem: dict) -> str:

@@ -16,12 +16,12 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from stages.asr.checkpoint import Checkpoint, check_fit, folder_digest, load_checkpoint, save_checkpoint
 from stages.asr.encoder import STRIDE
-from stages.asr.errors import UserError, one_line
 from stages.asr.mel import FRAMES_PER_SECOND
+from stages.asr.model import SpeechModel, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
 from stages.params import Scratch, Whisper, load_params
+from stages.runtime.errors import UserError, one_line
 
 FILES = ["*.json", "*.txt", "model*.safetensors"]  # of a repository on the Hub
 END = "<|endoftext|>"
@@ -37,29 +37,29 @@ TIMESTAMP_SECONDS = 0.02
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="Folder for the base model.")
 def main(params: Path, train: Path, model: Path) -> None:
     """Fetch or make the model that training starts from."""
-    (settings,) = load_params(params, "whisper")
-    checkpoint = pretrained(settings, train, model)
-    size = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    click.echo(f"{settings.base}: {size / 1e6:.1f} M parameters in {model}")
+    values = load_params(params)
+    speech = pretrained(values.whisper, train, model)
+    size = sum(parameter.numel() for parameter in speech.whisper.parameters())
+    click.echo(f"{values.whisper.base}: {size / 1e6:.1f} M parameters in {model}")
 
 
-def pretrained(settings: Whisper, train: Path, folder: Path) -> Checkpoint:
+def pretrained(settings: Whisper, train: Path, folder: Path) -> SpeechModel:
     """Write the base model, set to hear and write the language.
 
     Raises UserError where it cannot be had, is not the pinned one, knows no such language, or hears other features.
     """
     shards = Shards(train)
     if settings.base == "scratch":
-        checkpoint = from_scratch(settings.scratch, shards)
+        model = from_scratch(settings.scratch, shards)
     elif settings.base[0] in "./~":
-        checkpoint = load_checkpoint(pinned_folder(Path(settings.base).expanduser(), settings.revision))
+        model = load_model(pinned_folder(Path(settings.base).expanduser(), settings.revision))
     else:
-        checkpoint = load_checkpoint(fetch(settings.base, settings.revision))
-    speak(checkpoint, settings.language, settings.task)
-    check_fit(checkpoint, shards, train)
+        model = load_model(fetch(settings.base, settings.revision))
+    speak(model, settings.language, settings.task)
+    check_fit(model, shards, train)
     shutil.rmtree(folder, ignore_errors=True)
-    save_checkpoint(checkpoint, folder)
-    return checkpoint
+    save_model(model, folder)
+    return model
 
 
 def fetch(name: str, revision: str) -> Path:
@@ -86,9 +86,9 @@ def pinned_folder(folder: Path, digest: str) -> Path:
     return folder
 
 
-def speak(checkpoint: Checkpoint, language: str, task: str) -> None:
+def speak(model: SpeechModel, language: str, task: str) -> None:
     """Set language and task where decoding, ``generate`` and ``pipeline`` find them."""
-    config = checkpoint.model.generation_config
+    config = model.whisper.generation_config
     known = getattr(config, "lang_to_id", None) or {}
     if f"<|{language}|>" not in known:
         raise UserError(
@@ -96,10 +96,10 @@ def speak(checkpoint: Checkpoint, language: str, task: str) -> None:
         )
     config.language, config.task, config.forced_decoder_ids = language, task, None
     config.num_beams = 1  # pipeline() takes five where nothing is said
-    checkpoint.tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
+    model.tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
 
 
-def from_scratch(settings: Scratch, shards: Shards) -> Checkpoint:
+def from_scratch(settings: Scratch, shards: Shards) -> SpeechModel:
     """A small Whisper with fresh weights, and a tokenizer of its own from the texts of the train shards."""
     tokenizer = train_tokenizer([entry.text for entry in shards.entries], settings.merges, settings.seconds)
     ids = tokenizer.get_vocab()
@@ -126,10 +126,10 @@ def from_scratch(settings: Scratch, shards: Shards) -> Checkpoint:
         **shape,
     )
     torch.manual_seed(settings.seed)
-    model = WhisperForConditionalGeneration(config)
-    model.generation_config = generation_config(ids)
+    whisper = WhisperForConditionalGeneration(config)
+    whisper.generation_config = generation_config(ids)
     extractor = WhisperFeatureExtractor(feature_size=shards.n_mels, chunk_length=settings.seconds)
-    return Checkpoint(model, tokenizer, extractor, context="full", untrained=True)
+    return SpeechModel(whisper, tokenizer, extractor, context="full", untrained=True)
 
 
 def train_tokenizer(texts: list[str], merges: int, seconds: int) -> WhisperTokenizer:

@@ -10,16 +10,16 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
-from stages.asr import runs
 from stages.asr.batches import Utterances
-from stages.asr.checkpoint import Checkpoint, best_device, check_fit, folder_digest, load_checkpoint, save_checkpoint
 from stages.asr.clips import Drop, write_rows
-from stages.asr.errors import UserError
-from stages.asr.files import json_text, write_json
-from stages.asr.mirror import Mirror, Remote, warn
+from stages.asr.model import SpeechModel, best_device, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
-from stages.trainer import SpeechTrainer, Start, regularisation, say
+from stages.runtime.errors import UserError
+from stages.runtime.files import json_text, write_json
+from stages.training import run as runs
+from stages.training.mirror import Mirror, Remote, warn
+from stages.training.trainer import SpeechTrainer, Start, regularisation, say
 
 FOLDER = click.Path(path_type=Path)
 
@@ -38,9 +38,9 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--adopt", envvar="VISKA_ADOPT", metavar="RUN", help="Go on from another run's checkpoint.")
 def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
     """Fine-tune the base model; keep the weights with the lowest validation WER. Goes on where a run was stopped."""
-    settings = load_params(params, "train", "compute", "checkpoints")
+    values = load_params(params)
     paths["checkpoints"] = root() / paths["checkpoints"]
-    result = train(*settings, Paths(**paths), fresh, adopt)
+    result = train(values.train, values.compute, values.checkpoints, Paths(**paths), fresh, adopt)
     click.echo(f"validation WER {result['validation_wer']:.1f} % at step {result['best_step']} of {result['steps']}")
 
 
@@ -77,10 +77,10 @@ def train(
     where the features do not fit the model, no clip is left, the loss leaves the finite numbers, the disk is full, or
     a checkpoint is there that fits in part only and nobody has said what to do with it.
     """
-    checkpoint = load_checkpoint(paths.pretrained, best_device(), **regularisation(settings))
-    checkpoint.context, checkpoint.untrained = settings.context, False
-    checkpoint.model.generation_config.max_length = settings.generation_max_tokens
-    clips = load_clips(checkpoint, settings, paths)
+    speech = load_model(paths.pretrained, best_device(), **regularisation(settings))
+    speech.context, speech.untrained = settings.context, False
+    speech.whisper.generation_config.max_length = settings.generation_max_tokens
+    clips = load_clips(speech, settings, paths)
     run = runs.describe(
         settings.model_dump(mode="json"),
         [paths.train_shards, paths.validation],
@@ -93,7 +93,7 @@ def train(
         start = find_start(run, paths, remote, fresh, adopt)
         write_json(folder / runs.PARTS, run.parts)
         mirror = Mirror(root(), keep.mirror, folder, keep.keep.remote, quiet=not remote) if keep.mirror else None
-        trainer = SpeechTrainer(checkpoint, *clips, settings, compute, keep.keep.local, folder, mirror, paths.curves)
+        trainer = SpeechTrainer(speech, *clips, settings, compute, keep.keep.local, folder, mirror, paths.curves)
         trainer.run(start)
         return finish(trainer, paths)
 
@@ -113,13 +113,13 @@ def connect(mirror: str | None) -> Remote | None:
         return None
 
 
-def load_clips(checkpoint: Checkpoint, settings: Train, paths: Paths) -> list[Utterances]:
+def load_clips(speech: SpeechModel, settings: Train, paths: Paths) -> list[Utterances]:
     """Train's and validation's clips; lists those whose labels are too long."""
     clips, drops = [], []
     for folder in (paths.train_shards, paths.validation):
         shards = Shards(folder)
-        check_fit(checkpoint, shards, folder)
-        clips.append(Utterances(shards, checkpoint, settings.max_label_tokens))
+        check_fit(speech, shards, folder)
+        clips.append(Utterances(shards, speech, settings.max_label_tokens))
         drops += [Drop(folder.name, clip, "label too long") for clip in clips[-1].dropped]
         if not len(clips[-1]):
             raise UserError(f"no clip of {folder} has a label within train.max_label_tokens: raise it")
@@ -244,7 +244,7 @@ def finish(trainer: SpeechTrainer, paths: Paths) -> dict:
     trainer.parent.check()
     trainer.model.load_state_dict(trainer.best_weights, strict=False)  # the tied projection is not among them
     shutil.rmtree(paths.tuned, ignore_errors=True)
-    save_checkpoint(trainer.checkpoint, paths.tuned)
+    save_model(trainer.speech, paths.tuned)
     result = result_of(trainer.current_state(), paths)
     write_json(paths.metrics, result)
     if trainer.mirror:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.asr.checkpoint import Checkpoint, load_checkpoint
+from stages.asr.model import SpeechModel, load_model
 from stages.asr.shards import Shards
 from stages.params import load_params
 from stages.pretrained import pretrained
@@ -41,28 +41,28 @@ def shards(shards_folder) -> Shards:
 def tiny(tmp_path_factory, shards_folder) -> Path:
     """The folder of a tiny Whisper from scratch, with a window of 2 s."""
     folder = tmp_path_factory.mktemp("tiny")
-    (whisper,) = load_params(write_params(folder / "params.yaml", TINY), "whisper")
+    whisper = load_params(write_params(folder / "params.yaml", TINY)).whisper
     pretrained(whisper, shards_folder, folder / "model")
     return folder / "model"
 
 
 @pytest.fixture
-def checkpoint(tiny) -> Checkpoint:
+def model(tiny) -> SpeechModel:
     """The tiny Whisper, loaded anew for each test to turn as it likes."""
-    return load_checkpoint(tiny)
+    return load_model(tiny)
 
 
 @pytest.fixture
-def talking(checkpoint) -> Checkpoint:
+def talking(model) -> SpeechModel:
     """The tiny Whisper with weights so large that what it says, in bytes, and when it ends depend on the clip."""
-    generator, config = torch.Generator().manual_seed(4), checkpoint.model.generation_config
+    generator, config = torch.Generator().manual_seed(4), model.whisper.generation_config
     with torch.no_grad():
-        for name, weights in checkpoint.model.named_parameters():
+        for name, weights in model.whisper.named_parameters():
             if "norm" not in name:
                 weights.copy_(torch.randn(weights.shape, generator=generator) * 0.5)
-        checkpoint.model.model.decoder.embed_tokens.weight[config.eos_token_id] *= 2  # to end now and then
-    allow(checkpoint, set(range(256)) | {config.eos_token_id})
-    return checkpoint
+        model.whisper.model.decoder.embed_tokens.weight[config.eos_token_id] *= 2  # to end now and then
+    allow(model, set(range(256)) | {config.eos_token_id})
+    return model
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.asr.errors import UserError
 from stages.corpora.archive import copy
+from stages.runtime.errors import UserError
 from tests.support.release import NAME, ROOT, collect, plain, row, tone
 
 

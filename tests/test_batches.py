@@ -23,44 +23,44 @@ def batches(epoch: int = 0, seed: int = 1, full_share: float = 0.0, batch_size: 
 
 
 @pytest.fixture
-def utterances(shards, checkpoint) -> Utterances:
-    return Utterances(shards, checkpoint, 448)
+def utterances(shards, model) -> Utterances:
+    return Utterances(shards, model, 448)
 
 
-def test_the_decoder_sees_one_start_token(utterances, checkpoint):
+def test_the_decoder_sees_one_start_token(utterances, model):
     seen = []
-    embed = checkpoint.model.model.decoder.embed_tokens
+    embed = model.whisper.model.decoder.embed_tokens
     embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     batch = collate([utterances[number, 200] for number in range(5)])
-    loss = checkpoint.model(**batch).loss
+    loss = model.whisper(**batch).loss
     (tokens,) = seen
-    start = checkpoint.model.generation_config.decoder_start_token_id
-    assert checkpoint.tokenizer.convert_ids_to_tokens(start) == "<|startoftranscript|>"
+    start = model.whisper.generation_config.decoder_start_token_id
+    assert model.tokenizer.convert_ids_to_tokens(start) == "<|startoftranscript|>"
     assert (tokens[:, 0] == start).all()
     assert (tokens == start).sum() == 5
     assert torch.isfinite(loss)
 
 
-def test_labels_are_language_task_no_timestamps_text_and_end(utterances, checkpoint):
+def test_labels_are_language_task_no_timestamps_text_and_end(utterances, model):
     for number, text in zip(range(len(utterances)), TEXTS * 2, strict=True):
-        tokens = checkpoint.tokenizer.convert_ids_to_tokens(utterances[number, 50]["labels"].tolist())
+        tokens = model.tokenizer.convert_ids_to_tokens(utterances[number, 50]["labels"].tolist())
         assert tokens[:3] == ["<|sv|>", "<|transcribe|>", "<|notimestamps|>"]
         assert tokens[-1] == "<|endoftext|>"
         assert not [token for token in tokens[3:-1] if token.startswith("<|")]
-        assert checkpoint.tokenizer.decode(utterances[number, 50]["labels"], skip_special_tokens=True) == text
+        assert model.tokenizer.decode(utterances[number, 50]["labels"], skip_special_tokens=True) == text
 
 
-def test_labels_say_the_models_own_language_and_task(shards, checkpoint):
-    config = checkpoint.model.generation_config
+def test_labels_say_the_models_own_language_and_task(shards, model):
+    config = model.whisper.generation_config
     config.language, config.task = "de", "translate"
-    tokens = Utterances(shards, checkpoint, 448)[0, 50]["labels"][:2].tolist()
-    assert checkpoint.tokenizer.convert_ids_to_tokens(tokens) == ["<|de|>", "<|translate|>"]
+    tokens = Utterances(shards, model, 448)[0, 50]["labels"][:2].tolist()
+    assert model.tokenizer.convert_ids_to_tokens(tokens) == ["<|de|>", "<|translate|>"]
 
 
-def test_labels_that_are_too_long_are_dropped_and_listed(tmp_path, checkpoint):
+def test_labels_that_are_too_long_are_dropped_and_listed(tmp_path, model):
     texts = ("a" * 10, "a" * 11, "å" * 6)  # å is two bytes, and the tiny tokenizer has only bytes
     folder = write_shards(tmp_path, {name: speech(0.5) for name in ("fits", "long", "wide")}, texts=texts)
-    clips = Utterances(Shards(folder), checkpoint, 10 + 4)
+    clips = Utterances(Shards(folder), model, 10 + 4)
     assert clips.dropped == ["long", "wide"]
     assert len(clips) == len(clips.frames()) == 1
     assert len(clips[0, 50]["labels"]) == 14

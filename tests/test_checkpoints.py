@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.asr import runs
+from stages.training import run as runs
 from tests.support.material import ROOT
 
 

@@ -3,7 +3,7 @@ import unicodedata
 import pytest
 
 from stages.asr.clips import Clip, clean_text, read_clips, write_clips
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
 
 HEADER = "id\taudio\ttext\tspeaker\tknown_speaker\n"
 

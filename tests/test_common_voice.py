@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages.asr.clips import SPLITS
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
 from tests.support.release import COLUMNS, NAME, OLD_COLUMNS, Release, collect, plain, row, tone
 from tests.support.tones import number_of
 

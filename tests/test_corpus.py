@@ -15,9 +15,9 @@ from app import corpus
 from app.corpus import CORRECTED, READ, Saved, save_clip, sentences
 from app.sentences import SENTENCES
 from stages.asr.clips import SPLITS, clean_text
-from stages.asr.errors import UserError
 from stages.corpora import folder as corpora
 from stages.params import load_params
+from stages.runtime.errors import UserError
 from tests.support.material import ROOT
 from tests.support.tones import number_of, record, record_with_ffmpeg, write_table
 from tools import recipe
@@ -55,7 +55,7 @@ def save(folder, params, tmp_path) -> Callable[..., Saved]:
 
 def read(folder: Path, params: Path) -> list:
     """The clips that the download stage makes of the folder, which must be pinned."""
-    (download,) = load_params(params, "download")
+    download = load_params(params).download
     raw = folder.parent / f"raw-{len(list(folder.parent.glob('raw-*')))}"
     clips, drops = corpora.collect(download.folder, raw, 1)
     assert not drops
@@ -95,7 +95,7 @@ def write_digest(params: Path, value: str) -> str:
 def test_the_digest_takes_its_place_in_params(folder, params, save, value):
     before = write_digest(params, value).split("\n")
     assert save() == Saved(1, None)
-    assert load_params(params, "download")[0].folder.digest == corpora.digest(folder)
+    assert load_params(params).download.folder.digest == corpora.digest(folder)
     after = params.read_text().split("\n")
     assert [line for line in after if "digest:" not in line] == [line for line in before if "digest:" not in line]
     assert re.search(r"digest: [0-9a-f]{64} # of the recordings", "\n".join(after))

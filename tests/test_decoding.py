@@ -18,27 +18,27 @@ from stages.asr.shards import Shards
 from tests.support.material import TEXTS, allow, sounds, speech, write_shards
 
 
-def allow_letters(checkpoint, letters: str) -> None:
+def allow_letters(model, letters: str) -> None:
     """Let a model say nothing but letters of one byte, without an end."""
-    allow(checkpoint, set(checkpoint.tokenizer(letters, add_special_tokens=False).input_ids))
+    allow(model, set(model.tokenizer(letters, add_special_tokens=False).input_ids))
 
 
 def full_windows(shards: Shards) -> torch.Tensor:
     return torch.stack([torch.from_numpy(fit(shards.mel(number), 200)) for number in range(len(shards))])
 
 
-def test_the_prompt_is_start_language_task_and_no_timestamps(checkpoint):
-    tokens = checkpoint.tokenizer.convert_ids_to_tokens(prompt(checkpoint))
+def test_the_prompt_is_start_language_task_and_no_timestamps(model):
+    tokens = model.tokenizer.convert_ids_to_tokens(prompt(model))
     assert tokens == ["<|startoftranscript|>", "<|sv|>", "<|transcribe|>", "<|notimestamps|>"]
 
 
 @pytest.mark.parametrize("begin", [None, [256, *range(40, 120)]])
 def test_greedy_at_the_full_window_says_what_generate_says(talking, shards, begin):
-    config = talking.model.generation_config
+    config = talking.whisper.generation_config
     config.begin_suppress_tokens = begin
     mels, most = full_windows(shards), 40
     ours = greedy(talking, mels, most)
-    theirs = talking.model.generate(input_features=mels, max_new_tokens=most, num_beams=1, do_sample=False)
+    theirs = talking.whisper.generate(input_features=mels, max_new_tokens=most, num_beams=1, do_sample=False)
     start, end = prompt(talking), config.eos_token_id
     for mine, row in zip(ours, theirs.tolist(), strict=True):
         row = row[len(start) :] if row[: len(start)] == start else row
@@ -50,7 +50,7 @@ def test_greedy_at_the_full_window_says_what_generate_says(talking, shards, begi
 
 
 def test_what_is_suppressed_is_never_said(talking, shards):
-    config = talking.model.generation_config
+    config = talking.whisper.generation_config
     mels = full_windows(shards)
     said = {token for row in greedy(talking, mels, 30) for token in row}
     config.suppress_tokens = [*config.suppress_tokens, *said]
@@ -91,12 +91,12 @@ def test_a_text_is_bounded_by_its_own_audio(talking, shards, context):
 
 def test_max_length_bounds_a_text_too(talking, shards):
     allow_letters(talking, "abc")
-    talking.model.generation_config.max_length = 4 + 6
+    talking.whisper.generation_config.max_length = 4 + 6
     assert {len(text) for text in decode(talking, shards, 8)} == {6}
 
 
 def test_a_model_that_ends_at_once_says_nothing(talking, shards):
-    allow(talking, {talking.model.generation_config.eos_token_id})
+    allow(talking, {talking.whisper.generation_config.eos_token_id})
     assert decode(talking, shards, 8) == [""] * len(shards)
 
 
@@ -111,20 +111,20 @@ def test_a_text_is_on_one_line(talking, shards):
 def test_the_encoder_sees_the_context_that_was_trained(talking, shards, context, frames):
     talking.context = context
     seen = []
-    encoder = talking.model.model.encoder
+    encoder = talking.whisper.model.encoder
     encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     decode(talking, shards, 3)
     assert {batch.shape[2] for batch in seen} == frames
     assert sum(len(batch) for batch in seen) == len(shards)
 
 
-def test_the_context_is_the_clip_up_to_the_grid_but_not_beyond_the_window(checkpoint, tmp_path):
+def test_the_context_is_the_clip_up_to_the_grid_but_not_beyond_the_window(model, tmp_path):
     read = Shards(write_shards(tmp_path, {"short": speech(0.3), "whole": speech(2.0)}))
     assert [entry.n_frames for entry in read.entries] == [32, 202]
-    checkpoint.context = "clip"
-    assert [context_frames(checkpoint, entry) for entry in read.entries] == [50, 200]
-    checkpoint.context = "full"
-    assert [context_frames(checkpoint, entry) for entry in read.entries] == [200, 200]
+    model.context = "clip"
+    assert [context_frames(model, entry) for entry in read.entries] == [50, 200]
+    model.context = "full"
+    assert [context_frames(model, entry) for entry in read.entries] == [200, 200]
 
 
 def test_a_mel_is_padded_with_its_floor_or_cropped():

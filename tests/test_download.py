@@ -11,7 +11,7 @@ from tests.support.material import write_params
 def test_download_lists_marks_and_counts(tmp_path):
     sizes = {"train": 4, "validation": 2, "test": 4}  # train hears four of the twelve known voices
     values = {f"download.synthetic.{split}": number for split, number in sizes.items()}
-    (settings,) = load_params(write_params(tmp_path / "params.yaml", values), "download")
+    settings = load_params(write_params(tmp_path / "params.yaml", values)).download
     (tmp_path / "raw/train").mkdir(parents=True)
     (tmp_path / "raw/train/stale.wav").write_bytes(b"of an earlier run")
     counts = download(settings, tmp_path / "raw", tmp_path / "dropped.tsv", tmp_path / "metrics/download.json", 1)

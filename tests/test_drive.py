@@ -14,11 +14,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from dvc.repo import Repo
 
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
 from tests.support.clones import ANNA, Clone, shaped, targets
 from tests.support.drive import CLIENT, FAULTS, GRAIN, Drive, Script
-from tools import stores
-from tools.drive import main
+from tools.drive import stores
+from tools.drive.__main__ import main
 
 SMALL = shaped(shards=4, models=1, others=1) | {"models/pretrained/empty": b""}
 BOB = "bob@example.com"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from stages.asr.errors import UserError
 from stages.evaluate import evaluate
 from stages.params import load_params
+from stages.runtime.errors import UserError
 from tests.support.material import sounds, write_params, write_shards
 
 
@@ -18,7 +18,8 @@ def evaluated(tmp_path, tiny):
         test = write_shards(tmp_path / "test", sounds(), texts=texts)
         params = write_params(tmp_path / "params.yaml", {"evaluate.bootstrap_samples": 100})
         paths = (tmp_path / "texts/tiny.tsv", tmp_path / "tables", tmp_path / "metrics/tiny.json")
-        return evaluate(*load_params(params, "evaluate", "compute"), tiny, test, *paths), tmp_path
+        values = load_params(params)
+        return evaluate(values.evaluate, values.compute, tiny, test, *paths), tmp_path
 
     return call
 

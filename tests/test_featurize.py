@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from stages.asr.errors import UserError
 from stages.asr.shards import Shards
 from stages.featurize import featurize
 from stages.params import load_params
+from stages.runtime.errors import UserError
 from tests.support.material import sounds, speech, write_params, write_raw
 
 
 def run(folder: Path, raw: Path, processes: int = 1, **overrides) -> dict:
     params = write_params(folder / "params.yaml", {f"featurize.{key}": value for key, value in overrides.items()})
-    (settings,) = load_params(params, "featurize")
+    settings = load_params(params).featurize
     return featurize(settings, raw, folder / "shards", folder / "metrics" / "train.json", processes)
 
 

@@ -9,8 +9,8 @@ import soundfile
 
 from stages.asr.audio import read_audio
 from stages.asr.clips import SPLITS
-from stages.asr.errors import UserError
 from stages.corpora import folder as corpus
+from stages.runtime.errors import UserError
 from tests.support.tones import number_of, numeral, record, record_with_ffmpeg, sound, write_table
 
 ROWS = [{"path": f"clips/{number}.wav", "text": f"Mening {number}."} for number in range(12)]

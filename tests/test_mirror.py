@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.asr.mirror import Remote
+from stages.training.mirror import Remote
 from tests.support.clones import Clone
 from tests.support.material import write_params
 from tests.support.repository import with_store

@@ -10,11 +10,11 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from app.models import folder_models, repository_models
-from app.versions import Repository, describe, pins
-from stages.asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stages.asr.decoding import decode
-from stages.asr.errors import UserError
+from stages.asr.model import SpeechModel, load_model, save_model
 from stages.asr.shards import Shards
+from stages.runtime.errors import UserError
+from stages.versioning.pins import Repository, describe, pins
 from tests.support.pinned import isolate, other, push, start, tag, train
 from tests.support.repository import commit, run
 
@@ -58,9 +58,9 @@ def whole(origin, tmp_path) -> Path:
     return shutil.copytree(origin, tmp_path / "whole", symlinks=True)
 
 
-def same(checkpoint: Checkpoint, folder: Path) -> bool:
-    expected = load_checkpoint(folder).model.state_dict()
-    return all(torch.equal(weights, expected[name]) for name, weights in checkpoint.model.state_dict().items())
+def same(model: SpeechModel, folder: Path) -> bool:
+    expected = load_model(folder).whisper.state_dict()
+    return all(torch.equal(weights, expected[name]) for name, weights in model.whisper.state_dict().items())
 
 
 def remote(folder: Path, url: object) -> None:
@@ -216,11 +216,11 @@ def test_data_is_what_params_call_it_also_those_of_an_older_day(params, data):
 
 def test_the_latest_used_stay_in_memory_and_the_others_go(whole):
     models = repository_models(whole, 2)
-    loaded = {name: weakref.ref(models.load(name).model) for name in (OLD, NEW)}
-    assert models.load(OLD).model is loaded[OLD]()
+    loaded = {name: weakref.ref(models.load(name).whisper) for name in (OLD, NEW)}
+    assert models.load(OLD).whisper is loaded[OLD]()
     models.load("pretrained")
     assert loaded[NEW]() is None
-    assert models.load(OLD).model is loaded[OLD]()
+    assert models.load(OLD).whisper is loaded[OLD]()
 
 
 def test_a_model_trained_again_is_noticed(whole, bytes_of):
@@ -248,11 +248,11 @@ def test_a_broken_model_is_told_and_a_later_try_works(whole, bytes_of):
 
 
 def test_several_may_decode_with_one_model_at_once(talking, shards_folder, tmp_path):
-    save_checkpoint(talking, tmp_path / "model")
-    checkpoint = folder_models(tmp_path / "model", 1).load("model")
-    expected = decode(checkpoint, Shards(shards_folder), 1)
+    save_model(talking, tmp_path / "model")
+    model = folder_models(tmp_path / "model", 1).load("model")
+    expected = decode(model, Shards(shards_folder), 1)
     with ThreadPoolExecutor(4) as pool:
-        heard = list(pool.map(lambda _: decode(checkpoint, Shards(shards_folder), 1), range(4)))
+        heard = list(pool.map(lambda _: decode(model, Shards(shards_folder), 1), range(4)))
     assert heard == [expected] * 4 and len(set(expected)) > 1
 
 

@@ -24,10 +24,10 @@ from gradio_client.exceptions import AppError
 
 from app import page, server, texts
 from app.models import Models
-from stages.asr.errors import UserError
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.transcription import transcribe
+from stages.runtime.errors import UserError
 from tests.support import video as videos
 from tests.support.demo import PATIENCE, Demo, babbling_models, connect, free_port, long_recording, serve, spoken, until
 from tests.support.material import ROOT

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from dvc.api import artifacts_show
 
-from app.versions import Repository
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
+from stages.versioning.pins import Repository
 from tests.support.material import ROOT
 from tests.support.pinned import isolate, other, push, start, tag, train
 from tests.support.repository import commit, run, set_params

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from stages.asr.checkpoint import folder_digest, load_checkpoint
 from stages.asr.decoding import prompt
-from stages.asr.errors import UserError
+from stages.asr.model import folder_digest, load_model
 from stages.params import load_params
 from stages.pretrained import pretrained, train_tokenizer
+from stages.runtime.errors import UserError
 from tests.support.hub import serve, sha256
 from tests.support.material import TINY, speech, write_shards
 from tests.support.process import Stage
@@ -25,7 +25,7 @@ def make(settings, shards_folder, tmp_path):
 
     def call(name: str = "model", train: Path = shards_folder, **whisper: object) -> Path:
         values = {f"whisper.{key.replace('__', '.')}": value for key, value in whisper.items()}
-        (section,) = load_params(settings(TINY | values), "whisper")
+        section = load_params(settings(TINY | values)).whisper
         pretrained(section, train, tmp_path / name)
         return tmp_path / name
 
@@ -39,8 +39,8 @@ def test_the_same_seed_gives_the_same_bytes(make, tiny):
 
 
 def test_scratch_has_the_shape_that_was_asked_for(make):
-    read = load_checkpoint(make(scratch__d_model=12, scratch__layers=2, scratch__heads=3, scratch__seconds=4))
-    config = read.model.config
+    read = load_model(make(scratch__d_model=12, scratch__layers=2, scratch__heads=3, scratch__seconds=4))
+    config = read.whisper.config
     assert (config.d_model, config.encoder_layers, config.decoder_layers) == (12, 2, 2)
     assert (config.encoder_attention_heads, config.decoder_attention_heads, config.num_mel_bins) == (3, 3, 80)
     assert config.encoder_ffn_dim == config.decoder_ffn_dim == 48
@@ -51,21 +51,21 @@ def test_scratch_has_the_shape_that_was_asked_for(make):
 
 def test_scratch_hears_as_many_mel_bins_as_the_shards_have(make, tmp_path):
     train = write_shards(tmp_path / "train", {"a": speech(0.5)}, n_mels=128)
-    assert load_checkpoint(make(train=train)).model.config.num_mel_bins == 128
+    assert load_model(make(train=train)).whisper.config.num_mel_bins == 128
 
 
-def test_scratch_knows_whispers_languages_and_tasks(checkpoint):
-    ids = checkpoint.tokenizer.get_vocab()
+def test_scratch_knows_whispers_languages_and_tasks(model):
+    ids = model.tokenizer.get_vocab()
     words = "endoftext startoftranscript translate transcribe startoflm startofprev nospeech notimestamps 0.00 2.00"
     specials = [f"<|{name}|>" for name in (*words.split(), *LANGUAGES)]
     assert {token: ids.get(token) for token in specials if token not in ids} == {}
     assert len({ids[token] for token in specials}) == len(specials)
     assert "<|2.02|>" not in ids
-    assert max(ids.values()) == len(checkpoint.tokenizer) - 1 == checkpoint.model.config.vocab_size - 1
-    config = checkpoint.model.generation_config
+    assert max(ids.values()) == len(model.tokenizer) - 1 == model.whisper.config.vocab_size - 1
+    config = model.whisper.generation_config
     assert config.lang_to_id == {f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES}
     assert config.task_to_id == {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}
-    assert checkpoint.tokenizer.prefix_tokens == prompt(checkpoint)
+    assert model.tokenizer.prefix_tokens == prompt(model)
 
 
 @pytest.mark.parametrize("text", ["Åsa köper ägg på ön", "naïve 東京 🎈", 'han sa "hej",  två  blanksteg', ""])
@@ -86,8 +86,8 @@ def test_merges_are_learned_from_the_texts():
 
 
 def test_language_and_task_are_set_in_every_place(make):
-    read = load_checkpoint(make(language="de", task="translate"))
-    assert (read.model.generation_config.language, read.model.generation_config.task) == ("de", "translate")
+    read = load_model(make(language="de", task="translate"))
+    assert (read.whisper.generation_config.language, read.whisper.generation_config.task) == ("de", "translate")
     start = ["<|startoftranscript|>", "<|de|>", "<|translate|>", "<|notimestamps|>"]
     assert read.tokenizer.convert_ids_to_tokens(prompt(read)) == start
     assert read.tokenizer.convert_ids_to_tokens(read.tokenizer.prefix_tokens) == start
@@ -99,14 +99,14 @@ def test_an_unknown_language_is_named(make, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_with_the_right_digest_is_a_base(make, tiny, checkpoint):
+def test_a_folder_with_the_right_digest_is_a_base(make, tiny, model):
     digest = folder_digest(tiny)
     for revision in (digest, digest[:12]):
-        read = load_checkpoint(make(base=str(tiny), revision=revision, language="de"))
-        theirs = checkpoint.model.state_dict()
-        assert all(torch.equal(weights, theirs[name]) for name, weights in read.model.state_dict().items())
+        read = load_model(make(base=str(tiny), revision=revision, language="de"))
+        theirs = model.whisper.state_dict()
+        assert all(torch.equal(weights, theirs[name]) for name, weights in read.whisper.state_dict().items())
         assert read.untrained
-        assert read.model.generation_config.language == "de"
+        assert read.whisper.generation_config.language == "de"
 
 
 def test_another_digest_is_refused_and_the_right_one_told(make, tiny):

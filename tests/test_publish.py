@@ -16,19 +16,19 @@ import torch
 from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 
-from app.versions import Published, Repository
-from stages.asr.checkpoint import folder_digest, load_checkpoint, save_checkpoint
-from stages.asr.errors import UserError
-from stages.asr.files import write_json, write_text
+from stages.asr.model import folder_digest, load_model, save_model
 from stages.params import load_params
+from stages.runtime.errors import UserError
+from stages.runtime.files import write_json, write_text
+from stages.versioning.pins import Published, Repository
 from tests.support.hub import Hub, files, serve, sha256
 from tests.support.material import ROOT, allow, speech
 from tests.support.repository import commit, copy_repository, run, set_params
-from tools.card import model_card, model_license
-from tools.metadata import metadata, problems
-from tools.publish import digest, main, write
-from tools.release import SPLITS, Release, opened
-from tools.space import imports
+from tools.publish.__main__ import digest, main, write
+from tools.publish.card import model_card, model_license
+from tools.publish.metadata import metadata, problems
+from tools.publish.release import SPLITS, Release, opened
+from tools.publish.space import imports
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
 
@@ -64,14 +64,14 @@ def project(tmp_path_factory, tiny) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=ignored) if (ROOT / name).is_dir() else shutil.copy(
             ROOT / name, folder / name
         )
-    checkpoint, generator = load_checkpoint(tiny), torch.Generator().manual_seed(4)
+    model, generator = load_model(tiny), torch.Generator().manual_seed(4)
     with torch.no_grad():
-        for name, weights in checkpoint.model.named_parameters():
+        for name, weights in model.whisper.named_parameters():
             if "norm" not in name:
                 weights.copy_(torch.randn(weights.shape, generator=generator) * 0.5)
-    allow(checkpoint, set(range(97, 123)))
-    checkpoint.model.generation_config.max_length = 24
-    save_checkpoint(checkpoint, folder / "models/tuned")
+    allow(model, set(range(97, 123)))
+    model.whisper.generation_config.max_length = 24
+    save_model(model, folder / "models/tuned")
     shutil.copytree(tiny, folder / "models/pretrained")
     write_results(folder)
     run(folder, "git", "init", "-q")
@@ -328,7 +328,7 @@ def test_a_space_has_all_that_the_hub_needs_to_build_it(space):
     )
     assert [line for line in wanted if line.count("==") != 1] == ["pydantic"]  # which gradio's own extras bound
     assert not [line for line in wanted if line.startswith(("dvc", "gto", "espeak", "datasets"))]
-    (settings,) = load_params(space / "params.yaml", "app")
+    settings = load_params(space / "params.yaml").app
     assert settings.recordings is None
 
 
@@ -355,7 +355,7 @@ runpy.run_path({str(space / "space.py")!r}, run_name="__main__")
     assert "--models" in page
     (model,) = space.glob("tuned-*")
     assert f'"{model.name}"' in (space / "space.py").read_text()
-    assert load_checkpoint(model).window == 200
+    assert load_model(model).window == 200
 
 
 # The Hub
@@ -384,8 +384,8 @@ def online(hub: Hub, home: Path) -> dict[str, str]:
 
 COMMANDS = """
 import contextlib, io, json, os, sys
-from stages.asr.errors import UserError
-from tools.publish import main
+from stages.runtime.errors import UserError
+from tools.publish.__main__ import main
 for line in sys.stdin:
     folder, token, arguments = json.loads(line)
     os.chdir(folder)

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.asr.checkpoint import folder_digest
 from stages.asr.clips import SPLITS
-from stages.asr.errors import UserError
+from stages.asr.model import folder_digest
 from stages.corpora import folder
 from stages.download import download
 from stages.evaluate import evaluate
 from stages.featurize import featurize
 from stages.params import load_params
 from stages.pretrained import pretrained
+from stages.runtime.errors import UserError
 from stages.train import Paths, train
 from tests.support.material import ROOT
 from tests.support.release import plain, row

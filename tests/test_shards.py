@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from stages.asr import shards
-from stages.asr.errors import UserError
 from stages.asr.shards import Entry, Shards, write_shard
+from stages.runtime.errors import UserError
 from tests.support.material import pack, speech, write_shards
 
 SOUNDS = {f"c{number}": speech(0.3 + 0.1 * number, seed=number) for number in range(5)}

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 from stages.asr.clips import SPLITS, clean_text
-from stages.asr.errors import UserError
 from stages.corpora import synthetic
+from stages.runtime.errors import UserError
 
 SETTINGS = SimpleNamespace(train=synthetic.CHUNK + 30, validation=24, test=32, seed=7)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from stages.asr.checkpoint import load_checkpoint, save_checkpoint
-from stages.asr.errors import UserError
+from stages.asr.model import load_model, save_model
 from stages.params import load_params
+from stages.runtime.errors import UserError
 from stages.train import Paths, train
 from tests.support.material import speech, write_params, write_shards
 
@@ -33,7 +33,7 @@ def trained(tmp_path, tiny, shards_folder):
         folder = tmp_path / name
         folder.mkdir()
         values = SHORT | {f"train.{key.replace('__', '.')}": value for key, value in overrides.items()}
-        settings = load_params(write_params(folder / "params.yaml", values), "train", "compute", "checkpoints")
+        params = load_params(write_params(folder / "params.yaml", values))
         paths = Paths(
             train_shards=train_shards,
             validation=shutil.copytree(shards_folder, folder / "validation"),
@@ -44,7 +44,7 @@ def trained(tmp_path, tiny, shards_folder):
             dropped=folder / "dropped.tsv",
             metrics=folder / "metrics.json",
         )
-        return train(*settings, paths), paths
+        return train(params.train, params.compute, params.checkpoints, paths), paths
 
     return call
 
@@ -106,8 +106,8 @@ def test_gradient_checkpointing_changes_memory_and_no_number(trained):
 def test_the_folder_says_which_context_it_was_trained_for(trained):
     for context in ("clip", "full"):
         _, paths = trained(context, context=context)
-        checkpoint = load_checkpoint(paths.tuned)
-        assert checkpoint.context == context and not checkpoint.untrained
+        model = load_model(paths.tuned)
+        assert model.context == context and not model.untrained
 
 
 def test_early_stopping_ends_a_run_that_does_not_improve(trained):
@@ -134,9 +134,9 @@ def test_nothing_left_is_an_error_that_names_the_key(trained, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_training(trained, tiny, tmp_path):
-    checkpoint = load_checkpoint(tiny)
-    checkpoint.model.model.decoder.layer_norm.bias.data[0] = torch.nan
-    save_checkpoint(checkpoint, tmp_path / "broken")
+    model = load_model(tiny)
+    model.whisper.model.decoder.layer_norm.bias.data[0] = torch.nan
+    save_model(model, tmp_path / "broken")
     with pytest.raises(UserError, match=r"loss is nan at step 1: lower train\.learning_rate"):
         trained(pretrained=tmp_path / "broken")
 
@@ -151,7 +151,7 @@ def test_gradients_do_not_depend_on_the_order_of_threads(trained, tiny):
     """torch adds into an embedding from several threads at once, unless it is told to be deterministic."""
     threads = torch.get_num_threads()
     trained()  # which tells it
-    model = load_checkpoint(tiny).model.train()
+    model = load_model(tiny).whisper.train()
     torch.set_num_threads(4)
     try:
         features, labels = torch.randn(64, 80, 100), torch.randint(0, 200, (64, 100))

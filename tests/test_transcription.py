@@ -46,8 +46,8 @@ def stretches(blocks: list[np.ndarray], longest: float = 6, pause: float = 0.2) 
     return found + list(ear.end())
 
 
-def segments(checkpoint, blocks) -> list[Segment]:
-    return [segment for _, segment in transcribe(checkpoint, blocks) if segment]
+def segments(model, blocks) -> list[Segment]:
+    return [segment for _, segment in transcribe(model, blocks) if segment]
 
 
 def time() -> np.ndarray:
@@ -230,7 +230,7 @@ def test_two_recordings_at_once_do_not_disturb_each_other(talking, spoken):
 
 
 def test_a_model_that_says_nothing_gives_no_segment(talking, spoken):
-    allow(talking, {talking.model.generation_config.eos_token_id})
+    allow(talking, {talking.whisper.generation_config.eos_token_id})
     assert segments(talking, spoken) == []
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from app.video import NO_RUNTIME, ONE_VIDEO, YOUTUBE, fetch, runtimes, youtube_address
 from stages.asr.audio import read_audio
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
 from tests.support.material import ROOT
 from tests.support.tones import record, record_with_ffmpeg
 from tests.support.video import HOSTS, STORE, VIDEO, Reply, Site, serve

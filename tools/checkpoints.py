@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from stages.asr import runs
-from stages.asr.errors import UserError
-from stages.asr.mirror import Remote
-from stages.command import run
 from stages.params import load_params
+from stages.runtime.command import run
+from stages.runtime.errors import UserError
+from stages.training import run as runs
+from stages.training.mirror import Remote
 
 STORE = click.option("--store", type=click.Path(path_type=Path), default="models/checkpoints", help="Runs' folder.")
 PARAMS = click.option("--params", type=click.Path(path_type=Path), default="params.yaml")
@@ -81,7 +81,7 @@ def matches(run: str, names: tuple[str, ...]) -> bool:
 
 def mirror(params: Path) -> Remote | None:
     """The remote that params names, if any."""
-    (settings,) = load_params(params, "checkpoints")
+    settings = load_params(params).checkpoints
     return Remote(Path(), settings.mirror) if settings.mirror else None
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.versions import ARTIFACT, SCORES, WORKSPACE, Version, git, pinned_versions, pins
-from stages.asr.errors import UserError, one_line
-from stages.command import run
+from stages.runtime.command import run
+from stages.runtime.errors import UserError, one_line
+from stages.versioning.pins import ARTIFACT, SCORES, WORKSPACE, Version, git, pinned_versions, pins
 
 if TYPE_CHECKING:
     from dvc.output import Output

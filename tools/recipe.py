@@ -20,12 +20,12 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from stages.asr.errors import UserError
-from stages.asr.files import write_text
-from stages.command import run
 from stages.corpora import folder
 from stages.corpora.archive import locate
 from stages.params import Params, explain
+from stages.runtime.command import run
+from stages.runtime.errors import UserError
+from stages.runtime.files import write_text
 
 DEFAULT = "default"
 DIGEST = "download.folder.digest"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from stages.asr.errors import UserError
-from stages.command import run
+from stages.runtime.command import run
+from stages.runtime.errors import UserError
 
 ROWS = {
     "WER": "wer",

@@ -6,7 +6,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
 
 # What ffmpeg may take a file for: formats of sound alone, because a playlist would make it open other files.
 FFMPEG_FORMATS = "aac,aiff,amr,amrnb,amrwb,asf,caf,flac,matroska,mov,mp3,ogg,wav"

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from stages.asr.checkpoint import Checkpoint
 from stages.asr.decoding import fit, on_grid, prompt
+from stages.asr.model import SpeechModel
 from stages.asr.shards import Shards
 
 IGNORED = -100  # label of a position without loss, as torch's cross-entropy has it
@@ -24,11 +24,11 @@ class Utterances(Dataset):
     labels pass max_tokens are left out: ``dropped`` has their ids.
     """
 
-    def __init__(self, shards: Shards, checkpoint: Checkpoint, max_tokens: int):
+    def __init__(self, shards: Shards, model: SpeechModel, max_tokens: int):
         self.shards = shards
         self.labels, self.numbers, self.dropped = [], [], []
         for number, entry in enumerate(shards.entries):
-            tokens = label(checkpoint, entry.text)
+            tokens = label(model, entry.text)
             if len(tokens) > max_tokens:
                 self.dropped.append(entry.id)
             else:
@@ -47,14 +47,14 @@ class Utterances(Dataset):
         return [on_grid(self.shards.entries[number]) for number in self.numbers]
 
 
-def label(checkpoint: Checkpoint, text: str) -> np.ndarray:
+def label(model: SpeechModel, text: str) -> np.ndarray:
     """What the decoder is to say: language, task, no timestamps, the text, the end: (n_tokens,) int64.
 
     The model shifts them right and puts the one start token before them, so the start token is not among them.
     """
-    _, *rest = prompt(checkpoint)
-    tokens = checkpoint.tokenizer(text, add_special_tokens=False).input_ids
-    return np.array([*rest, *tokens, checkpoint.model.generation_config.eos_token_id])
+    _, *rest = prompt(model)
+    tokens = model.tokenizer(text, add_special_tokens=False).input_ids
+    return np.array([*rest, *tokens, model.whisper.generation_config.eos_token_id])
 
 
 def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:

@@ -5,8 +5,8 @@ import unicodedata
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from stages.asr.errors import UserError
-from stages.asr.files import write_table
+from stages.runtime.errors import UserError
+from stages.runtime.files import write_table
 
 SPLITS = ("train", "validation", "test")
 

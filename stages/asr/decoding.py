@@ -8,8 +8,8 @@ import torch
 from transformers import EncoderDecoderCache
 from transformers.cache_utils import DynamicCache
 
-from stages.asr.checkpoint import Checkpoint
 from stages.asr.mel import FRAMES_PER_SECOND, pad_mel
+from stages.asr.model import SpeechModel
 from stages.asr.shards import Entry, Shards
 
 GRID = 50  # frames: clips are padded to the next multiple, whatever their neighbours' lengths
@@ -17,9 +17,9 @@ TOKENS_PER_SECOND = 30  # more than anyone says, in letters; bounds a transcript
 SPARE_TOKENS = 8  # on top of that, for very short clips
 
 
-def prompt(checkpoint: Checkpoint) -> list[int]:
+def prompt(model: SpeechModel) -> list[int]:
     """What every transcript begins with: start, language, task, no timestamps; not part of the text."""
-    config = checkpoint.model.generation_config
+    config = model.whisper.generation_config
     return [
         config.decoder_start_token_id,
         config.lang_to_id[f"<|{config.language}|>"],
@@ -29,26 +29,26 @@ def prompt(checkpoint: Checkpoint) -> list[int]:
 
 
 @torch.inference_mode()
-def greedy(checkpoint: Checkpoint, mels: torch.Tensor, max_tokens: int) -> list[list[int]]:
+def greedy(model: SpeechModel, mels: torch.Tensor, max_tokens: int) -> list[list[int]]:
     """The likeliest next token until the end token: (batch, n_mels, n_frames) float32 -> token ids of each text.
 
     Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or
     the generation_config's max_length with the prompt, at the latest.
     """
-    model, config = checkpoint.model, checkpoint.model.generation_config
-    start = prompt(checkpoint)
-    encoded = model.model.encoder(mels.to(model.device, model.dtype)).last_hidden_state
-    tokens = torch.tensor([start] * len(mels), device=model.device)
-    never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=model.device)
-    not_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=model.device)
+    whisper, config = model.whisper, model.whisper.generation_config
+    start = prompt(model)
+    encoded = whisper.model.encoder(mels.to(whisper.device, whisper.dtype)).last_hidden_state
+    tokens = torch.tensor([start] * len(mels), device=whisper.device)
+    never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=whisper.device)
+    not_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=whisper.device)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    ended = torch.zeros(len(mels), dtype=torch.bool, device=model.device)
+    ended = torch.zeros(len(mels), dtype=torch.bool, device=whisper.device)
     texts = []
     for step in range(min(max_tokens, config.max_length - len(start))):
-        hidden = model.model.decoder(
+        hidden = whisper.model.decoder(
             input_ids=tokens, encoder_hidden_states=encoded, past_key_values=cache, use_cache=True
         ).last_hidden_state
-        logits = model.proj_out(hidden[:, -1])
+        logits = whisper.proj_out(hidden[:, -1])
         logits[:, never] = -torch.inf
         if step == 0:
             logits[:, not_first] = -torch.inf
@@ -66,9 +66,9 @@ def on_grid(entry: Entry) -> int:
     return -(-entry.n_frames // GRID) * GRID
 
 
-def context_frames(checkpoint: Checkpoint, entry: Entry) -> int:
+def context_frames(model: SpeechModel, entry: Entry) -> int:
     """Frames that the encoder is to see of a clip: its own, up to the grid, or the full window."""
-    return min(on_grid(entry), checkpoint.window) if checkpoint.context == "clip" else checkpoint.window
+    return min(on_grid(entry), model.window) if model.context == "clip" else model.window
 
 
 def fit(mel: np.ndarray, frames: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def like_lengths(entries: list[Entry], batch_size: int) -> Iterator[list[int]]:
 
 
 def decode(
-    checkpoint: Checkpoint,
+    model: SpeechModel,
     shards: Shards,
     batch_size: int,
     progress: Callable[[Iterator, int], Iterator] = lambda batches, total: batches,
@@ -100,9 +100,9 @@ def decode(
     texts: dict[int, str] = {}
     for numbers in progress(batches, len(batches)):
         entries = [shards.entries[number] for number in numbers]
-        frames = context_frames(checkpoint, entries[0])
+        frames = context_frames(model, entries[0])
         mels = torch.stack([torch.from_numpy(fit(shards.mel(number), frames)) for number in numbers])
         seconds = on_grid(entries[0]) / FRAMES_PER_SECOND
-        rows = greedy(checkpoint, mels, int(seconds * TOKENS_PER_SECOND) + SPARE_TOKENS)
-        texts |= zip(numbers, checkpoint.tokenizer.batch_decode(rows, skip_special_tokens=True), strict=True)
+        rows = greedy(model, mels, int(seconds * TOKENS_PER_SECOND) + SPARE_TOKENS)
+        texts |= zip(numbers, model.tokenizer.batch_decode(rows, skip_special_tokens=True), strict=True)
     return [" ".join(texts[number].split()) for number in range(len(shards))]

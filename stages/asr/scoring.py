@@ -5,8 +5,8 @@ import evaluate
 import jiwer
 import numpy as np
 
-from stages.asr.errors import UserError
 from stages.asr.text import normalise
+from stages.runtime.errors import UserError
 
 EDITS = ("substitutions", "deletions", "insertions")
 KINDS = {"substitute": "substitutions", "delete": "deletions", "insert": "insertions"}  # as jiwer calls them

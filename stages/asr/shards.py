@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.asr.errors import UserError
 from stages.asr.mel import SILENCE, SPAN
+from stages.runtime.errors import UserError
 
 FORMAT = 1
 DTYPES = {"uint8": np.dtype("uint8"), "float16": np.dtype("<f2")}

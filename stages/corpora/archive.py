@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from tqdm import tqdm
-
-from stages.asr.errors import UserError
 from stages.corpora.selection import Problem
+from stages.runtime.errors import UserError
+from stages.runtime.progress import ProgressBar
 
 TABLES = ("train", "dev", "test", "validated", "other", "invalidated")
 EXPECTED = "expected a Common Voice release: cv-corpus-<version>/<locale>/ with train.tsv, dev.tsv, test.tsv and clips/"
@@ -65,7 +64,7 @@ def verify(path: Path, sha256: str) -> None:
 def opened(path: Path, doing: str) -> Iterator[BinaryIO]:
     """A file to be read once, with a bar over its bytes."""
     size = path.stat().st_size
-    with path.open("rb") as file, tqdm.wrapattr(file, "read", total=size, desc=doing) as counted:
+    with path.open("rb") as file, ProgressBar.wrapattr(file, "read", total=size, desc=doing) as counted:
         yield counted
 
 
@@ -120,7 +119,7 @@ def copy_clips(folder: Path, wanted: dict[str, Path]) -> dict[str, Problem]:
     """Copy files below a folder to where they are wanted; returns the problems of the others."""
     problems: dict[str, Problem] = {}
     real = folder.resolve()
-    for name, target in tqdm(wanted.items(), unit="clip", desc="copy"):
+    for name, target in ProgressBar(wanted.items(), unit="clip", desc="copy"):
         # A table written on one system and files on another may spell å in two ways.
         spellings = [folder / name, *(folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
         source = next((path for path in spellings if is_file(path)), None)

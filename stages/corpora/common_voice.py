@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
-from stages.asr.errors import UserError
 from stages.corpora.archive import Packed, Unpacked, locate, verify
 from stages.corpora.selection import UNKNOWN, Row, Selection, draw, drop, fold, is_below, read_tsv, shuffle, sift
+from stages.runtime.errors import UserError
 
 COLUMNS = ("client_id", "path", "sentence")  # that every release has
 ADVICE = (

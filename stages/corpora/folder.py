@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
-from stages.asr.errors import UserError
 from stages.corpora.archive import BLOCK, copy_clips, is_file, locate
 from stages.corpora.selection import UNKNOWN, Row, Selection, draw, drop, fold, is_below, read_tsv, shuffle, sift
+from stages.runtime.errors import UserError
+from stages.runtime.progress import ProgressBar
 
 NAMES = {  # of a table's columns, in lower case
     "path": ("path", "file", "audio", "audio_path", "audio_filepath", "file_name", "filename", "wav"),
@@ -63,7 +62,7 @@ def digest(folder: Path) -> str:
             paths[unicodedata.normalize("NFC", name.as_posix())] = path
     whole = hashlib.sha256()
     size = sum(path.stat().st_size for path in paths.values())
-    with tqdm(total=size, unit="B", unit_scale=True, desc="digest") as bar:
+    with ProgressBar(total=size, unit="B", unit_scale=True, desc="digest") as bar:
         for name, path in sorted(paths.items()):
             content = hashlib.sha256()
             with path.open("rb") as file:

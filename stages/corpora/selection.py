@@ -12,11 +12,10 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from stages.asr.audio import AudioError, decode_audio
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
-from stages.asr.pool import spread
+from stages.runtime.pool import spread
+from stages.runtime.progress import ProgressBar
 
 UNKNOWN = "unknown"  # the speaker of a clip where the table names none
 CHUNK = 32  # clips a task: enough to hide the cost of handing it over
@@ -187,7 +186,7 @@ class Selection:
         chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
         task = partial(check, self.settings.min_seconds, self.settings.max_seconds)
         results: list[Problem | None] = []
-        with tqdm(total=len(paths), unit="clip", desc="decode") as bar:
+        with ProgressBar(total=len(paths), unit="clip", desc="decode") as bar:
             for chunk in spread(task, chunks, self.processes):
                 results += chunk
                 bar.update(len(chunk))

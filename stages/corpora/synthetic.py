@@ -19,11 +19,11 @@ import espeakng_loader
 import numpy as np
 import soundfile
 import soxr
-from tqdm import tqdm
 
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
-from stages.asr.errors import UserError
-from stages.asr.pool import deferred
+from stages.runtime.errors import UserError
+from stages.runtime.pool import deferred
+from stages.runtime.progress import ProgressBar
 
 SAMPLE_RATE = 16_000
 MARGIN_SECONDS = 0.08  # kept before and after the speech
@@ -284,7 +284,7 @@ def speak(folder: Path, data: Path, chunks: list[list[Utterance]], processes: in
     """
     context = get_context("spawn")
     waiting, running = chunks[::-1], {}
-    with tqdm(total=sum(map(len, chunks)), unit="clip") as bar:
+    with ProgressBar(total=sum(map(len, chunks)), unit="clip") as bar:
         try:
             while waiting or running:
                 with deferred():

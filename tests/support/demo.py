@@ -17,11 +17,11 @@ from gradio_client import Client
 
 from app import page, server, video
 from app.models import Models, repository_models
-from stages.asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from stages.asr.files import write_json
 from stages.asr.mel import SAMPLE_RATE
+from stages.asr.model import SpeechModel, load_model, save_model
 from stages.corpora.synthetic import collect
 from stages.params import App, load_params
+from stages.runtime.files import write_json
 from tests.support.material import ROOT, allow, write_params
 
 PATIENCE = 60  # seconds until what should happen counts as never happening
@@ -48,7 +48,7 @@ def serve(
     fetch: a video's sound. The page has "Improve it", which keeps its clips in ``folder``, where ``improve`` is set.
     """
     params = write_params(folder / "params.yaml", {})
-    (settings,) = load_params(params, "app")
+    settings = load_params(params).app
     settings = settings.model_copy(update=changes)
     corpus = folder / "recordings"
     with server.private_folder():
@@ -74,25 +74,25 @@ def babbling_models(tiny: Path, root: Path) -> Models:
     root.mkdir()
     subprocess.run(["git", "init", "-q", str(root)], check=True)
     for name, seed in (("tuned", 4), ("pretrained", 5)):
-        save_checkpoint(babbler(tiny, seed), root / "models" / name)
+        save_model(babbler(tiny, seed), root / "models" / name)
     write_json(root / "metrics/evaluate/tuned.json", {"wer": 12.3, "wer_low": 11.0, "wer_high": 14.5})
     write_json(root / "metrics/featurize/train.json", {"clips": 3000})
     shutil.copy(ROOT / "params.yaml", root)
     return repository_models(root, 2)
 
 
-def babbler(tiny: Path, seed: int) -> Checkpoint:
+def babbler(tiny: Path, seed: int) -> SpeechModel:
     """The tiny Whisper with weights so large that what it says, in letters, depends on every sound."""
-    checkpoint = load_checkpoint(tiny)
-    generator, config = torch.Generator().manual_seed(seed), checkpoint.model.generation_config
+    model = load_model(tiny)
+    generator, config = torch.Generator().manual_seed(seed), model.whisper.generation_config
     with torch.no_grad():
-        for name, weights in checkpoint.model.named_parameters():
+        for name, weights in model.whisper.named_parameters():
             if "norm" not in name:
                 weights.copy_(torch.randn(weights.shape, generator=generator) * 0.5)
-        checkpoint.model.model.decoder.embed_tokens.weight[config.eos_token_id] *= 2  # to end now and then
-    letters = {token for letter in LETTERS for token in checkpoint.tokenizer.encode(letter, add_special_tokens=False)}
-    allow(checkpoint, letters | {config.eos_token_id})
-    return checkpoint
+        model.whisper.model.decoder.embed_tokens.weight[config.eos_token_id] *= 2  # to end now and then
+    letters = {token for letter in LETTERS for token in model.tokenizer.encode(letter, add_special_tokens=False)}
+    allow(model, letters | {config.eos_token_id})
+    return model
 
 
 def spoken(folder: Path, n_clips: int) -> list[Path]:

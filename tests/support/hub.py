@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from tools.metadata import metadata, problems
+from tools.publish.metadata import metadata, problems
 
 LARGE = (".safetensors", ".bin")  # kept outside of Git, as the Hub's repositories do
 API, REPO, REVISION = r"/api/(?P<kind>models|spaces)", r"/(?P<repo>[^/]+/[^/]+)", r"/(?P<revision>[^/?]+)"

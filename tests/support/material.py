@@ -6,9 +6,9 @@ import numpy as np
 import soundfile
 from ruamel.yaml import YAML
 
-from stages.asr.checkpoint import Checkpoint
 from stages.asr.clips import Clip, write_clips
 from stages.asr.mel import SAMPLE_RATE, log_mel
+from stages.asr.model import SpeechModel
 from stages.asr.shards import Entry, encode, write_shard
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def write_params(path: Path, overrides: dict[str, object]) -> Path:
     return path
 
 
-def allow(checkpoint: Checkpoint, tokens: set[int]) -> None:
+def allow(model: SpeechModel, tokens: set[int]) -> None:
     """Let a model say these tokens alone."""
-    config = checkpoint.model.generation_config
-    config.suppress_tokens = [token for token in range(len(checkpoint.tokenizer)) if token not in tokens]
+    config = model.whisper.generation_config
+    config.suppress_tokens = [token for token in range(len(model.tokenizer)) if token not in tokens]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from dvc.repo import Repo
 
-from stages.asr.checkpoint import load_checkpoint, save_checkpoint
+from stages.asr.model import load_model, save_model
 from tests.support.material import write_params
 from tests.support.repository import commit, run
 
@@ -64,10 +64,10 @@ def tag(folder: Path, *names: str) -> None:
 
 def other(model: Path, folder: Path, factor: float) -> Path:
     """A model with other weights."""
-    checkpoint = load_checkpoint(model)
+    model = load_model(model)
     with torch.no_grad():
-        checkpoint.model.model.decoder.embed_tokens.weight.mul_(factor)
-    save_checkpoint(checkpoint, folder)
+        model.whisper.model.decoder.embed_tokens.weight.mul_(factor)
+    save_model(model, folder)
     return folder
 
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.asr.errors import UserError, one_line
-from stages.command import run
+from stages.runtime.command import run
+from stages.runtime.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-    from tools.release import Release
+    from tools.publish.release import Release
 
 KINDS = {"model": ["model"], "space": ["space"], "both": ["model", "space"]}
 
@@ -37,7 +37,7 @@ KINDS = {"model": ["model"], "space": ["space"], "both": ["model", "space"]}
 )
 def main(what: str, repo: str, name: str | None, license: str | None, private: bool, dry_run: bool, out: Path) -> None:
     """Publish a version of the tuned model with its card, a Space with its demo, or both."""
-    from tools.release import opened
+    from tools.publish.release import opened
 
     check_name(repo)
     if not dry_run:
@@ -56,10 +56,10 @@ def main(what: str, repo: str, name: str | None, license: str | None, private: b
 
 def write(release: "Release", kinds: list[str], repo: str, license: str | None, aside: Path) -> dict[str, Path]:
     """Write the folders of the wanted kinds, their cards checked by the Hub's rules; returns them by kind."""
-    from stages.asr.files import write_text
-    from tools.card import model_card, model_license
-    from tools.metadata import problems
-    from tools.space import copy, write_space
+    from stages.runtime.files import write_text
+    from tools.publish.card import model_card, model_license
+    from tools.publish.metadata import problems
+    from tools.publish.space import copy, write_space
 
     model = aside / "model"
     for path in sorted(release.model.iterdir()):
@@ -89,8 +89,8 @@ def files(folder: Path) -> dict[str, Path]:
 
 def keep(folder: Path, place: Path) -> Path:
     """Move a folder to its place, where nothing may be but an earlier one; raises UserError."""
-    from tools.card import MARK
-    from tools.metadata import tags
+    from tools.publish.card import MARK
+    from tools.publish.metadata import tags
 
     if place.exists():
         if MARK not in tags(place / "README.md"):
@@ -172,7 +172,7 @@ def push(folder: Path, repo: str, kind: str, release: "Release", private: bool) 
 
 def there(api: "HfApi", repo: str, kind: str, ours: set[str]) -> tuple[str, list[str]]:
     """A repository's newest commit, and its files that are to go."""
-    from tools.card import MARK
+    from tools.publish.card import MARK
 
     info = api.repo_info(repo, repo_type=kind)
     gone = sorted({file.rfilename for file in info.siblings} - ours - {".gitattributes"})

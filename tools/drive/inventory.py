@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.versions import in_cache
-from stages.asr.errors import UserError
-from tools.stores import Copy, Listing, Store
+from stages.runtime.errors import UserError
+from stages.versioning.pins import in_cache
+from tools.drive.stores import Copy, Listing, Store
 
 if TYPE_CHECKING:
     from dvc.output import Output

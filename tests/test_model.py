@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration, pipeline
 
-from stages.asr.checkpoint import NOTE, best_device, check_fit, folder_digest, load_checkpoint, save_checkpoint
 from stages.asr.decoding import greedy
-from stages.asr.errors import UserError
+from stages.asr.model import NOTE, best_device, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
+from stages.runtime.errors import UserError
 from tests.support.material import sounds, speech, write_shards
 
 
@@ -26,34 +26,34 @@ def change_config(folder: Path, **values: object) -> None:
 
 
 @pytest.mark.parametrize(("context", "untrained"), [("clip", False), ("full", True)])
-def test_a_saved_checkpoint_comes_back(checkpoint, tmp_path, context, untrained):
-    checkpoint.context, checkpoint.untrained = context, untrained
-    save_checkpoint(checkpoint, tmp_path)
-    read = load_checkpoint(tmp_path)
+def test_a_saved_model_comes_back(model, tmp_path, context, untrained):
+    model.context, model.untrained = context, untrained
+    save_model(model, tmp_path)
+    read = load_model(tmp_path)
     assert (read.context, read.untrained) == (context, untrained)
-    assert not read.model.training
+    assert not read.whisper.training
     assert read.window == 200
-    theirs = read.model.state_dict()
-    assert all(torch.equal(weights, theirs[name]) for name, weights in checkpoint.model.state_dict().items())
-    assert read.tokenizer.get_vocab() == checkpoint.tokenizer.get_vocab()
-    assert (read.model.generation_config.language, read.model.generation_config.task) == ("sv", "transcribe")
+    theirs = read.whisper.state_dict()
+    assert all(torch.equal(weights, theirs[name]) for name, weights in model.whisper.state_dict().items())
+    assert read.tokenizer.get_vocab() == model.tokenizer.get_vocab()
+    assert (read.whisper.generation_config.language, read.whisper.generation_config.task) == ("sv", "transcribe")
 
 
-def test_saving_again_gives_the_same_bytes(checkpoint, tmp_path):
+def test_saving_again_gives_the_same_bytes(model, tmp_path):
     for name in "ab":
-        save_checkpoint(checkpoint, tmp_path / name)
-        checkpoint = load_checkpoint(tmp_path / name)
+        save_model(model, tmp_path / name)
+        model = load_model(tmp_path / name)
     assert folder_digest(tmp_path / "a") == folder_digest(tmp_path / "b")
 
 
 def test_overrides_reach_the_layers(tiny):
-    read = load_checkpoint(tiny, dropout=0.25, encoder_layerdrop=0.5)
-    assert read.model.model.encoder.layers[0].dropout == 0.25
-    assert read.model.model.encoder.layerdrop == 0.5
+    read = load_model(tiny, dropout=0.25, encoder_layerdrop=0.5)
+    assert read.whisper.model.encoder.layers[0].dropout == 0.25
+    assert read.whisper.model.encoder.layerdrop == 0.5
 
 
 def test_transformers_alone_reads_and_runs_the_folder(talking, tmp_path):
-    save_checkpoint(talking, tmp_path)
+    save_model(talking, tmp_path)
     model = WhisperForConditionalGeneration.from_pretrained(tmp_path)
     assert type(model.model.encoder).__module__.startswith("transformers.")
     recognise = pipeline("automatic-speech-recognition", model=str(tmp_path), device="cpu")
@@ -68,7 +68,7 @@ def test_transformers_alone_reads_and_runs_the_folder(talking, tmp_path):
 @pytest.mark.parametrize("note", [None, {}])
 def test_a_model_that_does_not_say_is_decoded_at_the_full_window(copy, note):
     change_config(copy, **{NOTE: note})
-    read = load_checkpoint(copy)
+    read = load_model(copy)
     assert (read.context, read.untrained) == ("full", False)
 
 
@@ -76,7 +76,7 @@ def test_a_folder_without_safetensors_is_refused(copy, tmp_path):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     for folder in (copy, tmp_path / "missing"):
         with pytest.raises(UserError, match=rf"{folder} holds no \*\.safetensors"):
-            load_checkpoint(folder)
+            load_model(folder)
 
 
 def drop_layer(folder: Path) -> None:
@@ -107,25 +107,25 @@ BROKEN = {
 def test_what_is_no_whole_whisper_is_refused_in_one_line(copy, name):
     BROKEN[name](copy)
     with pytest.raises(UserError, match=f"{copy}") as refusal:
-        load_checkpoint(copy)
+        load_model(copy)
     assert "\n" not in str(refusal.value)
 
 
-def test_features_with_other_mel_bins_are_refused(checkpoint, tmp_path):
+def test_features_with_other_mel_bins_are_refused(model, tmp_path):
     folder = write_shards(tmp_path / "test", {"a": speech(0.5)}, n_mels=128)
     with pytest.raises(UserError, match=rf"{folder} has 128 mel bins, the model hears 80: set featurize.n_mels: 80"):
-        check_fit(checkpoint, Shards(folder), folder)
+        check_fit(model, Shards(folder), folder)
 
 
-def test_a_clip_beyond_the_window_is_named(checkpoint, tmp_path):
+def test_a_clip_beyond_the_window_is_named(model, tmp_path):
     folder = write_shards(tmp_path / "test", {"a": speech(0.5), "c17": speech(2.6), "z": speech(2.1)})
     with pytest.raises(UserError, match=rf"clip c17 in {folder} lasts 2.6 s; the model hears 2 s.*max_seconds"):
-        check_fit(checkpoint, Shards(folder), folder)
+        check_fit(model, Shards(folder), folder)
 
 
-def test_clips_up_to_the_whole_window_fit(checkpoint, shards, shards_folder, tmp_path):
-    check_fit(checkpoint, shards, shards_folder)
-    check_fit(checkpoint, Shards(write_shards(tmp_path, {"whole": speech(2)})), tmp_path)
+def test_clips_up_to_the_whole_window_fit(model, shards, shards_folder, tmp_path):
+    check_fit(model, shards, shards_folder)
+    check_fit(model, Shards(write_shards(tmp_path, {"whole": speech(2)})), tmp_path)
 
 
 def test_the_digest_is_of_names_and_content(tmp_path):

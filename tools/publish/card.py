@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
+from tools.publish.release import SPLITS, Release
 from tools.recipe import yaml
-from tools.release import SPLITS, Release
 from tools.report import ROWS
 
 if TYPE_CHECKING:

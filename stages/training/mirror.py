@@ -20,12 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.asr import runs
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
+from stages.runtime.files import file_digest, link_or_copy
+from stages.training import run as runs
+from stages.versioning.remotes import open_remote
 
 NAME = re.compile(r"step-(\d{8})-([0-9a-f]{64})-[0-9a-f]{8}\.zip")
 OUTBOX = "outbox"  # in a run's folder: what is to be uploaded, held by hard links
-TIMEOUT = 120  # seconds without an answer from the remote
 TRIES, PAUSE = 4, 5  # of one upload; seconds before the second, doubled each time
 LAST_WORD = 60  # seconds that a finished training waits for its copies to be removed
 GRACE = 5  # of these, for an upload that is under way; then it is cut off, for nobody needs it any more
@@ -47,17 +48,13 @@ class Remote:
 
     def __init__(self, root: Path, name: str):
         """Raises UserError where there is no such remote."""
-        from dvc.config import ConfigError, RemoteConfigError  # seconds to import, and only those who mirror need it
-        from dvc.repo import Repo
-
         try:
-            remote = Repo(str(root)).cloud.get_remote(name)
-        except (RemoteConfigError, ConfigError) as error:
+            remote = open_remote(root, name)
+        except UserError as error:
             raise UserError(f"checkpoints.mirror: {error}") from None
         self.name, self.fs = name, remote.fs
         self.base = self.fs.join(remote.path, "checkpoints")
         if self.fs.protocol == "gdrive":
-            self.fs.fs.client.auth.http_timeout = TIMEOUT  # PyDrive2 waits for ever by default
             self.fs.fs._trash_only = False  # what was superseded must not count against the quota
 
     def path(self, *parts: str) -> str:
@@ -92,7 +89,7 @@ class Remote:
             self.fs.put_file(str(folder / runs.PARTS), self.path(run, runs.PARTS))
         archive = pack(checkpoint)
         try:
-            name = f"{checkpoint.name}-{runs.digest(archive)}-{secrets.token_hex(4)}.zip"
+            name = f"{checkpoint.name}-{file_digest(archive)}-{secrets.token_hex(4)}.zip"
             self.fs.put_file(str(archive), self.path(run, name))
         finally:
             archive.unlink(missing_ok=True)
@@ -108,7 +105,7 @@ class Remote:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self.fs.get_file(self.path(copy.run, copy.name), str(archive))
-            if runs.digest(archive) != copy.sha256:
+            if file_digest(archive) != copy.sha256:
                 raise UserError(f"{copy.name} on {self.name} is not what was sent")
             shutil.rmtree(partial, ignore_errors=True)
             with zipfile.ZipFile(archive) as members:
@@ -176,14 +173,6 @@ class Mirror:
     def say(self, line: str) -> None:
         with contextlib.suppress(BrokenPipeError, ValueError):  # it gave up, and said so
             print(line, file=self.process.stdin, flush=True)
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """A hard link, which costs nothing, or a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def warn(message: str) -> None:

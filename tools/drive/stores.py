@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.faults import Failed, Patience, Trouble
+from tools.drive.google import Failed, Patience, Trouble
 
 if TYPE_CHECKING:
     from dvc.data_cloud import Remote

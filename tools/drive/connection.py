@@ -11,13 +11,13 @@ from urllib.parse import parse_qs, urlparse
 
 import click
 
-from stages.asr.errors import UserError
-from tools.faults import SERVICE_ACCOUNT, Failed, explain, explain_sign_in
+from stages.runtime.errors import UserError
+from tools.drive.google import SERVICE_ACCOUNT, Failed, explain, explain_sign_in
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-    from tools.stores import DriveStore
+    from tools.drive.stores import DriveStore
 
 LINK = r"(?:https://drive\.google\.com/(?:\S*/folders/|open\?id=)|gdrive://)?(?P<id>[\w-]{5,})(?P<below>/[^?#]+)?(?:[?#&].*)?"
 PORTS = [8080, 8090, *range(8100, 8110)]  # where the browser comes back to; a desktop client may take any

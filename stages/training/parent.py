@@ -4,7 +4,7 @@ import os
 
 import psutil
 
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
 
 SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh"}
 

@@ -1,6 +1,5 @@
 """A Whisper in a plain Hugging Face folder, with what the pipeline wants to know of it beside the weights."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +10,24 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from transformers.utils import logging
 
 from stages.asr.encoder import allow_any_length, window_frames
-from stages.asr.errors import UserError, one_line
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.shards import Shards
+from stages.runtime.errors import UserError, one_line
+from stages.runtime.files import files_digest
 
 NOTE = "viska"  # key of our note in config.json; other programs pass it by
 START = "<|startoftranscript|>"
 
 
 @dataclass
-class Checkpoint:
-    """A model with its tokenizer.
+class SpeechModel:
+    """A Whisper with its tokenizer: what transcribes.
 
     context: ``clip`` where the encoder was trained on each clip's own length, else ``full``, the window it must see.
     untrained: fresh weights, so that its scores measure nothing but chance.
     """
 
-    model: WhisperForConditionalGeneration
+    whisper: WhisperForConditionalGeneration
     tokenizer: WhisperTokenizer
     extractor: WhisperFeatureExtractor
     context: str = "full"
@@ -36,11 +36,11 @@ class Checkpoint:
     @property
     def window(self) -> int:
         """Frames of the full window."""
-        return window_frames(self.model)
+        return window_frames(self.whisper)
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu", **overrides: float) -> Checkpoint:
-    """Read a folder that ``save_checkpoint`` or any Whisper's ``save_pretrained`` wrote, in evaluation mode.
+def load_model(folder: Path, device: torch.device | str = "cpu", **overrides: float) -> SpeechModel:
+    """Read a folder that ``save_model`` or any Whisper's ``save_pretrained`` wrote, in evaluation mode.
 
     overrides: values of the model's config, such as dropout, which its layers read as they are made. Raises UserError
     where it is no Whisper in safetensors.
@@ -53,20 +53,20 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu", **override
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         if kind != "whisper":
             raise ValueError(f"its config.json is of the type {kind}")
-        model, loaded = WhisperForConditionalGeneration.from_pretrained(
+        whisper, loaded = WhisperForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **overrides
         )
         if missing := loaded["missing_keys"]:  # transformers would fill them with chance
             raise ValueError(f"its weights lack {min(missing)}, {len(missing)} in all")
         tokenizer = WhisperTokenizer.from_pretrained(folder)
-        if tokenizer.convert_tokens_to_ids(START) != model.config.decoder_start_token_id:
+        if tokenizer.convert_tokens_to_ids(START) != whisper.config.decoder_start_token_id:
             raise ValueError("its tokenizer is missing or another model's")
         extractor = WhisperFeatureExtractor.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} is no Whisper's folder: {one_line(error)}") from None
-    note = getattr(model.config, NOTE, None) or {}
-    return Checkpoint(
-        allow_any_length(model).to(device).eval(),
+    note = getattr(whisper.config, NOTE, None) or {}
+    return SpeechModel(
+        allow_any_length(whisper).to(device).eval(),
         tokenizer,
         extractor,
         note.get("context", "full"),
@@ -80,24 +80,24 @@ def quiet() -> None:
     logging.set_verbosity_error()
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+def save_model(model: SpeechModel, folder: Path) -> None:
     """Write a plain Hugging Face folder; ``from_pretrained`` and ``pipeline`` need none of our code to read it."""
     quiet()
-    setattr(checkpoint.model.config, NOTE, {"context": checkpoint.context, "untrained": checkpoint.untrained})
-    checkpoint.model.save_pretrained(folder)
-    checkpoint.tokenizer.save_pretrained(folder)
-    checkpoint.extractor.save_pretrained(folder)
+    setattr(model.whisper.config, NOTE, {"context": model.context, "untrained": model.untrained})
+    model.whisper.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    model.extractor.save_pretrained(folder)
 
 
-def check_fit(checkpoint: Checkpoint, shards: Shards, folder: Path) -> None:
+def check_fit(model: SpeechModel, shards: Shards, folder: Path) -> None:
     """Raise UserError where the features in ``folder`` are not what the model hears."""
-    n_mels = checkpoint.model.config.num_mel_bins
+    n_mels = model.whisper.config.num_mel_bins
     if shards.n_mels != n_mels:
         raise UserError(
             f"{folder} has {shards.n_mels} mel bins, the model hears {n_mels}: set featurize.n_mels: {n_mels}"
         )
     longest = max(shards.entries, key=lambda entry: entry.seconds)
-    seconds = checkpoint.window / FRAMES_PER_SECOND
+    seconds = model.window / FRAMES_PER_SECOND
     if longest.seconds > seconds:
         raise UserError(
             f"clip {longest.id} in {folder} lasts {longest.seconds:.1f} s; the model hears {seconds:g} s at once: "
@@ -107,11 +107,7 @@ def check_fit(checkpoint: Checkpoint, shards: Shards, folder: Path) -> None:
 
 def folder_digest(folder: Path) -> str:
     """SHA-256 over a model folder's files, by name: 64 hex digits."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+    return files_digest({path.name: path for path in Path(folder).iterdir() if path.is_file()})
 
 
 def best_device() -> torch.device:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from app.versions import in_cache
-from stages.asr.errors import UserError
-from tools.faults import Failed, Trouble
-from tools.inventory import KINDS, Thing, contents, keeper, list_of, outs, size_of, there
-from tools.stores import Copy, Listing, Store
+from stages.runtime.errors import UserError
+from stages.runtime.progress import ProgressBar
+from stages.versioning.pins import in_cache
+from tools.drive.google import Failed, Trouble
+from tools.drive.inventory import KINDS, Thing, contents, keeper, list_of, outs, size_of, there
+from tools.drive.stores import Copy, Listing, Store
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -106,7 +105,7 @@ def check_room(plan: Plan, store: Store) -> None:
 class Sending:
     """Uploads things in rounds until the remote lists each with the right checksum."""
 
-    def __init__(self, repo: "Repo", store: Store, report: Report, progress: tqdm):
+    def __init__(self, repo: "Repo", store: Store, report: Report, progress: ProgressBar):
         self.cache, self.store, self.report, self.progress = repo.cache.local, store, report, progress
         self.stopped: Trouble | None = None  # what made going on useless
 
@@ -207,7 +206,7 @@ class Fetching:
     def keeper(self, thing: Thing) -> Copy | None:
         return keeper(self.listing.get(thing.oid, []))
 
-    def get(self, thing: Thing, progress: tqdm) -> str | None:
+    def get(self, thing: Thing, progress: ProgressBar) -> str | None:
         """Fetch one into the cache; returns the reason where that failed."""
         reason = None
         for _ in range(ROUNDS):
@@ -228,7 +227,7 @@ class Fetching:
                     self.listing = self.store.listing()
         return reason
 
-    def get_copy(self, copy: Copy, progress: tqdm) -> str | None:
+    def get_copy(self, copy: Copy, progress: ProgressBar) -> str | None:
         from dvc_objects.fs import localfs
 
         path = self.folder / copy.oid
@@ -281,5 +280,5 @@ def nice(size: int) -> str:
     return f"{size:.3g} GB"
 
 
-def bar(total: int, name: str) -> tqdm:
-    return tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None if total else True)
+def bar(total: int, name: str) -> ProgressBar:
+    return ProgressBar(total=total, desc=name, unit="B", unit_scale=True, disable=not total)

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
 
 STOPS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 

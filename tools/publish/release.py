@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from app.versions import ARTIFACT, WORKSPACE, Repository, Version, git
-from stages.asr.errors import UserError
+from stages.runtime.errors import UserError
+from stages.versioning.pins import ARTIFACT, WORKSPACE, Repository, Version, git
 from tools.recipe import read
 
 SPLITS = ("train", "validation", "test")

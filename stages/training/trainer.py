@@ -13,20 +13,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from stages.asr import runs
 from stages.asr.batches import IGNORED, LengthBatches, Utterances, collate
-from stages.asr.checkpoint import Checkpoint, best_device
 from stages.asr.decoding import decode
-from stages.asr.errors import UserError
-from stages.asr.files import write_json, write_table
-from stages.asr.guard import Parent
-from stages.asr.mirror import Mirror
+from stages.asr.model import SpeechModel, best_device
 from stages.asr.scoring import wer
 from stages.params import Compute, Train
+from stages.runtime.errors import UserError
+from stages.runtime.files import write_json, write_table
+from stages.runtime.progress import ProgressBar
+from stages.training import run as runs
+from stages.training.mirror import Mirror
+from stages.training.parent import Parent
 
 STATE, BEST, WEIGHTS = "state.json", "best.safetensors", "model.safetensors"  # files of a checkpoint
 
@@ -75,7 +75,7 @@ class SpeechTrainer(Seq2SeqTrainer):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        speech: SpeechModel,
         clips: Utterances,
         validation: Utterances,
         settings: Train,
@@ -85,12 +85,12 @@ class SpeechTrainer(Seq2SeqTrainer):
         mirror: Mirror | None,
         curves: Path,
     ):
-        self.checkpoint, self.validation, self.settings, self.compute = checkpoint, validation, settings, compute
+        self.speech, self.validation, self.settings, self.compute = speech, validation, settings, compute
         self.folder, self.keep, self.mirror, self.parent = folder, keep, mirror, Parent()
         self.curves = Curves(curves, self.parent)
         self.best_wer, self.best_step, self.best_weights, self.adopted = math.inf, 0, {}, None
         super().__init__(
-            model=checkpoint.model,
+            model=speech.whisper,
             args=training_arguments(settings, compute, folder),
             train_dataset=clips,
             eval_dataset=validation,
@@ -129,7 +129,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         sampler = LengthBatches(
             self.train_dataset.frames(),
             self.settings.batch_size,
-            self.checkpoint.window,
+            self.speech.window,
             1.0 if self.settings.context == "full" else self.settings.full_context_share,
             self.settings.seed,
         )
@@ -142,8 +142,8 @@ class SpeechTrainer(Seq2SeqTrainer):
         """Loss a token and WER on validation; keeps the weights of the lowest WER, and stops when patience is spent."""
         self.model.eval()
         with torch.inference_mode(), self.compute_loss_context_manager():
-            loss = validation_loss(self.checkpoint, self.validation, self.compute.decode_batch_size)
-            heard = decode(self.checkpoint, self.validation.shards, self.compute.decode_batch_size)
+            loss = validation_loss(self.speech, self.validation, self.compute.decode_batch_size)
+            heard = decode(self.speech, self.validation.shards, self.compute.decode_batch_size)
         rate = wer([entry.text for entry in self.validation.shards.entries], heard)
         if rate < self.best_wer:
             self.best_wer, self.best_step = rate, self.state.global_step
@@ -233,18 +233,18 @@ def training_arguments(settings: Train, compute: Compute, folder: Path) -> Seq2S
 
 
 @torch.inference_mode()
-def validation_loss(checkpoint: Checkpoint, clips: Utterances, batch_size: int) -> float:
+def validation_loss(speech: SpeechModel, clips: Utterances, batch_size: int) -> float:
     """Mean cross-entropy a label token over a split, in nats."""
     frames = clips.frames()
     order = sorted(range(len(clips)), key=frames.__getitem__)
     total, tokens = 0.0, 0
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        longest = min(frames[places[-1]], checkpoint.window) if checkpoint.context == "clip" else checkpoint.window
+        longest = min(frames[places[-1]], speech.window) if speech.context == "clip" else speech.window
         batch = collate([clips[place, longest] for place in places])
         count = int((batch["labels"] != IGNORED).sum())
-        inputs = {name: value.to(checkpoint.model.device) for name, value in batch.items()}
-        total += count * checkpoint.model(**inputs).loss.item()
+        inputs = {name: value.to(speech.whisper.device) for name, value in batch.items()}
+        total += count * speech.whisper(**inputs).loss.item()
         tokens += count
     return total / tokens
 
@@ -270,7 +270,7 @@ class Curves(TrainerCallback):
             shutil.copyfile(folder / path.name, path)
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="train")
+        self.bar = ProgressBar(total=state.max_steps, initial=state.global_step, unit="step", desc="train")
 
     def on_step_end(self, args, state, control, **_) -> None:
         self.parent.check()

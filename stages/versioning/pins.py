@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.asr.errors import UserError, one_line
+from stages.runtime.errors import UserError, one_line
+from stages.runtime.files import link_or_copy
+from stages.versioning.remotes import bound_waiting
 
 if TYPE_CHECKING:
     from dvc.output import Output
@@ -274,8 +276,6 @@ def bring(repo: "Repo", version: Version, out: "Output", wanted: "list[HashInfo]
     """Have objects in the cache, fetched and verified where they are not; raises UserError where that fails."""
     from dvc.config import NoRemoteError
 
-    from stages.asr.mirror import TIMEOUT  # which imports torch
-
     cache = repo.cache.local
     if all(in_cache(cache, info.value) for info in wanted):
         return
@@ -284,8 +284,7 @@ def bring(repo: "Repo", version: Version, out: "Output", wanted: "list[HashInfo]
     try:
         odb = repo.cloud.get_remote_odb(name, "fetch")
         odb.verify = True
-        if odb.fs.protocol == "gdrive":
-            odb.fs.fs.client.auth.http_timeout = TIMEOUT  # its client waits for ever by default
+        bound_waiting(odb.fs)
         repo.cloud.pull(wanted, odb=odb)
         reason = "it does not answer, or lacks a part of it, or holds one damaged"
     except NoRemoteError:
@@ -315,8 +314,6 @@ def in_cache(cache, oid: str) -> bool:
 
 def link(files: Iterable[tuple[tuple[str, ...], str]], folder: Path) -> None:
     """Fill a folder, whole or not at all, with files by their names' parts: hard links where they can be had."""
-    from stages.asr.mirror import link_or_copy
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
         part = Path(aside, folder.name)

@@ -8,11 +8,11 @@ from copy import deepcopy
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
-from stages.asr.errors import UserError
-from stages.asr.files import write_text
-from tools.card import space_card
+from stages.runtime.errors import UserError
+from stages.runtime.files import write_text
+from tools.publish.card import space_card
+from tools.publish.release import Release
 from tools.recipe import put, text_of
-from tools.release import Release
 
 ENTRY = "app.main"
 PAGE = "space.py"  # app.py would share its name with the package
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from app.main import main
-from stages.command import run
+from stages.runtime.command import run
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).parent)  # where params.yaml is

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.asr.errors import UserError
-from stages.command import run
-from tools.faults import Failed, Patience
+from stages.runtime.command import run
+from stages.runtime.errors import UserError
+from tools.drive.google import Failed, Patience
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-    from tools.stores import Store
+    from tools.drive.stores import Store
 
 
 @click.group()
@@ -49,7 +49,7 @@ remote_option = click.option("-r", "--remote", help="The remote's name; without 
 @bounds
 def check(**settings) -> int:
     """Show what a push would send, what is there and what is free; status 1 where it does not fit."""
-    from tools.transfer import check_room, overview
+    from tools.drive.transfer import check_room, overview
 
     with opened(**settings) as (repo, store):
         table, plan = overview(repo, store)
@@ -63,7 +63,7 @@ def check(**settings) -> int:
 @bounds
 def push(**settings) -> int:
     """Send what the remote lacks, and compare checksums; status 1 where something failed or nothing would fit."""
-    from tools import transfer
+    from tools.drive import transfer
 
     with opened(**settings) as (repo, store), locked(repo):
         report = transfer.push(repo, store)
@@ -76,7 +76,7 @@ def push(**settings) -> int:
 @bounds
 def pull(**settings) -> int:
     """Fetch what the workspace lacks, and compare checksums; status 1 where something failed."""
-    from tools import transfer
+    from tools.drive import transfer
 
     with opened(**settings) as (repo, store), locked(repo):
         report = transfer.pull(repo, store)
@@ -101,7 +101,7 @@ def connect(folder, client_id, client_secret, service_account, no_browser, name,
 
     Without FOLDER it is the one in .dvc/config. A client that was given once is remembered.
     """
-    from tools import connection
+    from tools.drive import connection
 
     check_proxy()
     with told(), repository() as repo:
@@ -160,7 +160,7 @@ def locked(repo: "Repo") -> AbstractContextManager:
 
 def open_store(repo: "Repo", name: str | None, timeout: float, backoff: float, patience: float) -> "Store":
     """A remote; on Drive signed in, its folder checked."""
-    from tools.stores import DriveStore, Store
+    from tools.drive.stores import DriveStore, Store
 
     socket.setdefaulttimeout(timeout)  # PyDrive2 asks for tokens without one
     remote, bearing = repo.cloud.get_remote(name, "push"), Patience(backoff, patience)

@@ -9,7 +9,6 @@ any stage, each has a folder by its name:
     <name>/partial-…      one that is being written, or never was finished
 """
 
-import ast
 import contextlib
 import errno
 import fcntl
@@ -21,15 +20,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from stages.asr.errors import UserError
-from stages.asr.files import write_json
+from stages.runtime.errors import UserError
+from stages.runtime.files import file_digest, write_json
+from stages.runtime.imports import reached_modules
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "numpy")  # whose versions may shape the weights
+BY_VALUE = frozenset({"stages.params"})  # whose values count instead of its code
 PARTS, MANIFEST = "parts.json", "manifest.json"
 
 
@@ -73,9 +73,11 @@ def describe(params: dict, shards: list[Path], base: str, module: str) -> Run:
     return Run(
         {
             "params": params,
-            "shards": {path.parent.name + "/" + path.name: digest(path) for folder in shards for path in zips(folder)},
+            "shards": {
+                path.parent.name + "/" + path.name: file_digest(path) for folder in shards for path in zips(folder)
+            },
             "base": {"digest": base},
-            "code": {str(name): digest(path) for name, path in sources(module).items()},
+            "code": {str(name): file_digest(path) for name, path in reached_modules(module, BY_VALUE).items()},
             "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
             "machine": {
                 "processor": machine,
@@ -90,12 +92,6 @@ def zips(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.zip"))
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def processor() -> str:
     """The processor's model, as the system names it."""
     with contextlib.suppress(OSError):
@@ -103,26 +99,6 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def sources(module: str, seen: dict[str, Path] | None = None) -> dict[str, Path]:
-    """The project's modules that importing one imports, itself included, but for params, whose values count instead."""
-    seen = {} if seen is None else seen
-    package = module.partition(".")[0]
-    if module in seen or module == f"{package}.params":
-        return seen
-    try:
-        spec = find_spec(module)
-    except ModuleNotFoundError:  # a name in a module, not a module
-        return seen
-    if spec is None or not spec.origin or spec.submodule_search_locations:
-        return seen
-    seen[module] = Path(spec.origin)
-    for node in ast.walk(ast.parse(seen[module].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package + "."):
-            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                sources(name, seen)
-    return dict(sorted(seen.items()))
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
@@ -186,7 +162,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     partial.mkdir(parents=True)
     try:
         write(partial)
-        write_json(partial / MANIFEST, {path.name: digest(path) for path in sorted(partial.iterdir())})
+        write_json(partial / MANIFEST, {path.name: file_digest(path) for path in sorted(partial.iterdir())})
         complete(partial, final)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -234,7 +210,7 @@ def damage(checkpoint: Path) -> str | None:
         return f"{MANIFEST} cannot be read ({error})"
     for name, expected in manifest.items():
         try:
-            found = digest(checkpoint / name)
+            found = file_digest(checkpoint / name)
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
         if found != expected:

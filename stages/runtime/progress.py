@@ -1,0 +1,35 @@
+"""How far a long step has come: a bar in a terminal, a line now and then in a log or a pipe."""
+
+import sys
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+LINE_EVERY = 30  # seconds between two lines where nobody watches
+
+
+class ProgressBar(tqdm):
+    """tqdm's bar on stderr; where that is no terminal, whole lines that do not overwrite one another."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        if not sys.stderr.isatty():
+            options = {"file": Lines(sys.stderr), "mininterval": LINE_EVERY, "maxinterval": LINE_EVERY} | options
+        super().__init__(*arguments, **options)
+
+
+class Lines:
+    """A stream that turns the frames of a bar into lines, each once."""
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.last = stream, ""
+        self.encoding = getattr(stream, "encoding", None)  # decides whether tqdm draws with blocks or with signs
+
+    def write(self, frame: str) -> int:
+        line = frame.strip()
+        if line and line != self.last:
+            self.stream.write(line + "\n")
+            self.last = line
+        return len(frame)
+
+    def flush(self) -> None:
+        self.stream.flush()
