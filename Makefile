@@ -16,6 +16,7 @@ features: $(VENV)
 test: $(VENV)
 	ruff check .
 	ruff format --check .
+	mypy
 	python -m pytest -q -n 2 --dist loadfile $(TESTS)
 
 push pull: $(VENV)
