@@ -1,5 +1,5 @@
 # Two commands from a bare clone: `make repro` and `make test`. Each makes .venv first where it is missing.
-.PHONY: repro features test push pull bench app pin
+.PHONY: repro features report test format push pull bench app pin
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -13,11 +13,19 @@ features: $(VENV)
 	dvc repro $(shell PATH="$(PATH)" dvc remote default >/dev/null 2>&1 && echo --pull) featurize
 	@echo "Next: git add -A && git commit, so that dvc.lock names these features; then make push"
 
+report: $(VENV)
+	@python -m tools.report
+
 test: $(VENV)
+	python -m tests.support.browser
 	ruff check .
 	ruff format --check .
 	mypy
 	python -m pytest -q -n 2 --dist loadfile $(TESTS)
+
+format: $(VENV)
+	ruff check --fix .
+	ruff format .
 
 push pull: $(VENV)
 	python -m tools.drive $@
