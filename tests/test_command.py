@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from stages.runtime.command import explain
+from stages.runtime.command import report_error
 from tests.support.material import speech, write_raw
 from tests.support.process import Stage
 from tests.support.training import wait_for
@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_line(settings, tmp_path):
 
 
 def test_a_lack_of_permission_is_one_line(capsys):
-    assert explain(PermissionError(errno.EACCES, "Permission denied", "recordings/a.wav")) == 1
+    assert report_error(PermissionError(errno.EACCES, "Permission denied", "recordings/a.wav")) == 1
     assert capsys.readouterr().err.splitlines() == [
         "Error: recordings/a.wav: permission denied: let this user read and write it (chmod, chown)"
     ]

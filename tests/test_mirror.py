@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.training.mirror import Remote
+from stages.training.mirror import RemoteCheckpoints
 from tests.support.clones import Clone
 from tests.support.material import write_params
 from tests.support.repository import with_store
@@ -104,8 +104,8 @@ def test_a_remote_that_is_down_gives_one_warning_and_the_same_bytes(place, run, 
     assert results(place, f"{unique}a") == results(place, "whole")
 
 
-def test_copies_are_listed_newest_first_and_superseded_ones_go(killed, repository):
-    remote = Remote(repository, "store")
+def test_copies_are_listed_newest_first_and_superseded_ones_go(killed, repository, tmp_path):
+    remote = RemoteCheckpoints(repository, "store", tmp_path)
     (run,) = remote.runs()
     (copy,) = remote.copies(run)  # checkpoints.keep.remote
     assert copy.step % 20 == 0 and copy.size == arrived(repository)[0].stat().st_size

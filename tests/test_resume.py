@@ -65,7 +65,7 @@ def test_a_second_process_waits_for_the_first_and_takes_over(place):
     first.send_signal(signal.SIGSTOP)  # so that it cannot finish meanwhile
     second = start(place, "pair")
     wait_for(second, lambda: "waiting for it" in (place / "pair/log").read_text())
-    assert f"in the hands of process {first.pid}" in (place / "pair/log").read_text()
+    assert f"held by process {first.pid}" in (place / "pair/log").read_text()
     first.kill()
     assert second.wait() == 0
     assert results(place, "pair") == results(place, "whole")
