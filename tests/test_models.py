@@ -143,6 +143,16 @@ def test_a_pin_without_its_commit_is_listed_and_told(clone):
         models.load("tuned@v3.0.0")
 
 
+def test_an_empty_file_in_a_pin_is_not_measured(clone):
+    for name in ("metrics/evaluate/tuned.json", "params.yaml"):
+        (clone / name).write_text("")
+    commit(clone)
+    tag(clone, "tuned@v2.0.0")
+    first, second, _ = Repository(clone).versions()
+    assert (first.name, str(first)) == ("tuned@v2.0.0", "WER not measured, 3,000 clips")
+    assert (second.name, second.wer) == (NEW, 4.5)
+
+
 def test_a_pin_from_before_there_was_a_model_is_told(clone):
     run(clone, "git", "rm", "-q", "dvc.lock")
     commit(clone)

@@ -361,6 +361,22 @@ runpy.run_path({str(space / "space.py")!r}, run_name="__main__")
     assert load_model(model).window == 200
 
 
+def test_a_space_has_what_the_code_of_a_package_imports(dry_run, clone, tmp_path):
+    write_text(clone / "app/__init__.py", "import stages.corpora.synthetic\n")
+    dry_run(clone, "space", "--model", "tuned", "--out", tmp_path)
+    names = files(tmp_path / "space")
+    assert {"app/__init__.py", "stages/corpora/__init__.py", "stages/corpora/synthetic.py"} <= names.keys()
+    assert not [name for name in names if name.startswith(("tools", "tests"))]
+
+
+@pytest.mark.parametrize("path", ["app/main.py", "stages/runtime/command.py"])
+def test_a_version_from_before_the_demo_cannot_be_a_space(dry_run, clone, path):
+    (clone / path).unlink()
+    with pytest.raises(UserError, match=f"tuned has no {path}, which a Space needs: pin a newer commit"):
+        dry_run(clone, "space", "--model", "tuned")
+    assert not (clone / "build").exists()
+
+
 # The Hub
 
 
