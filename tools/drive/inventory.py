@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.runtime.errors import UserError
-from stages.versioning.pins import in_cache
+from stages.versioning.cache import in_cache
 from tools.drive.stores import Copy, Listing, Store
 
 if TYPE_CHECKING:

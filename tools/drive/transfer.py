@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from stages.runtime.errors import UserError
 from stages.runtime.progress import ProgressBar
-from stages.versioning.pins import in_cache
+from stages.versioning.cache import in_cache
 from tools.drive.google import Failed, Trouble
 from tools.drive.inventory import KINDS, Thing, contents, keeper, list_of, outs, size_of, there
 from tools.drive.stores import Copy, Listing, Store
