@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 ARTIFACT = "tuned"  # in dvc.yaml
 WORKSPACE = {"tuned": "models/tuned", "pretrained": "models/pretrained"}
-SCORES, CLIPS, PARAMS = "metrics/evaluate/{}.json", "metrics/featurize/train.json", "params.yaml"
+SCORES, PARAMS = "metrics/evaluate/{}.json", "params.yaml"
+CLIPS, OLDER_CLIPS = "metrics/details/featurize/train.json", "metrics/featurize/train.json"  # of older versions
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ class Repository:
             self.pinned |= zip(unknown, pinned_versions(self.root, unknown), strict=True)
         there = [name for name, folder in WORKSPACE.items() if any((self.root / folder).glob("*.safetensors"))]
         read = partial(read_text, self.root)
+        clips = read(CLIPS) or read(OLDER_CLIPS)
         return [
             *(self.pinned[tag] for tag in tags.items()),
-            *(describe(name, "", read(SCORES.format(name)), read(CLIPS), read(PARAMS)) for name in there),
+            *(describe(name, "", read(SCORES.format(name)), clips, read(PARAMS)) for name in there),
         ]
 
     def folder(self, version: Version) -> Path:
@@ -153,13 +156,17 @@ def pins(root: Path) -> dict[str, str]:
 
 def pinned_versions(root: Path, tags: list[tuple[str, str]]) -> list[Version]:
     """What the commits of pins, given as (name, commit), say of them."""
-    paths = (SCORES.format(ARTIFACT), CLIPS, PARAMS)
+    paths = (SCORES.format(ARTIFACT), CLIPS, OLDER_CLIPS, PARAMS)
     texts = iter(blobs(root, [f"{commit}:{path}" for _, commit in tags for path in paths]))
-    return [describe(name, commit, next(texts), next(texts), next(texts)) for name, commit in tags]
+    versions = []
+    for name, commit in tags:
+        scores, clips, older, params = islice(texts, len(paths))
+        versions.append(describe(name, commit, scores, clips or older, params))
+    return versions
 
 
 def describe(name: str, commit: str, scores: str | None, clips: str | None, params: str | None) -> Version:
-    """A version by the texts of its scores, of the train features' metrics and of params.yaml, as far as there are."""
+    """A version by the texts of its scores, of the train features' counts and of params.yaml, as far as there are."""
     measured = parsed(scores, json.loads)
     trained = parsed(clips, json.loads).get("clips")
     corpus = corpus_name(parsed(params, YAML(typ="safe", pure=True).load).get("download"))

@@ -17,7 +17,7 @@ from stages.versioning.pins import ARTIFACT, WORKSPACE, Repository, Version, git
 from tools.recipe import read
 
 SPLITS = ("train", "validation", "test")
-METRICS = ("download", "train", "evaluate/pretrained", "evaluate/tuned", *(f"featurize/{split}" for split in SPLITS))
+MEASURED = ("download", "train", "evaluate/pretrained", "evaluate/tuned", *(f"featurize/{split}" for split in SPLITS))
 ISO = {"jw": "jv"}  # Whisper's one code that is none of ISO 639
 
 
@@ -27,7 +27,7 @@ class Release:
 
     revision: what to check out to have it again, 40 hex digits, with ``-dirty`` where a workspace has other changes.
     files: the project's files of that revision. model: the folder with the model's. params: params.yaml without this
-    machine's paths. hashes: DVC's md5 of the outs, by path. metrics: by name in ``metrics/``.
+    machine's paths. hashes: DVC's md5 of the outs, by path. metrics: all that was measured, by MEASURED's names.
     """
 
     version: Version
@@ -81,7 +81,7 @@ def opened(root: Path, name: str | None) -> Iterator[Release]:
         if not version.commit:
             check_workspace(root)
         params = without_paths(read(files / "params.yaml"))
-        metrics = {name: json.loads(text(files, f"metrics/{name}.json", version)) for name in METRICS}
+        metrics = {name: measured(name, files, version, lock) for name in MEASURED}
         yield Release(version, commit, files, model, params, outs(lock), metrics)
 
 
@@ -106,6 +106,12 @@ def revision(root: Path, version: Version) -> Iterator[tuple[str, Path]]:
         with tarfile.open(fileobj=io.BytesIO(git(root, "archive", version.commit))) as archive:
             archive.extractall(folder, filter="data")
         yield version.commit, Path(folder)
+
+
+def measured(name: str, files: Path, version: Version, lock: dict) -> dict:
+    """What people compare and the details beside it, of those of both that dvc.lock has; older versions have one."""
+    paths = [path for path in (f"metrics/{name}.json", f"metrics/details/{name}.json") if path in outs(lock)]
+    return {key: value for path in paths for key, value in json.loads(text(files, path, version)).items()}
 
 
 def text(files: Path, name: str, version: Version) -> str:
