@@ -14,7 +14,7 @@ from stages.asr.decoding import decode
 from stages.asr.model import SpeechModel, load_model, save_model
 from stages.asr.shards import Shards
 from stages.runtime.errors import UserError
-from stages.versioning.pins import Repository, make_version, pinned_commits
+from stages.versioning.pins import OLDER_CLIPS, Repository, make_version, pinned_commits
 from tests.support.pinned import isolate, other, push, start, tag, train
 from tests.support.repository import commit, run
 
@@ -39,8 +39,8 @@ def origin(tmp_path_factory, bytes_of) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         isolate(monkeypatch, tmp_path_factory.mktemp("origin-site"))
         folder = start(tmp_path_factory.mktemp("origin") / "repo", bytes_of["pretrained"])
-        for version, wer, clips in ((OLD, 12.3, 120), (NEW, 4.5, 3000)):
-            train(folder, bytes_of[version], wer, clips)
+        for version, wer, *clips in ((OLD, 12.3, 120, OLDER_CLIPS), (NEW, 4.5, 3000)):
+            train(folder, bytes_of[version], wer, *clips)
             tag(folder, version)
         push(folder)
     return folder

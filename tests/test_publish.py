@@ -1,6 +1,7 @@
 """Publishing: the same bytes from the same pin, cards that the Hub accepts, and a Hub that has all or nothing of it."""
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -35,20 +36,23 @@ from tools.publish.release import Release, open_release
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
 
 PIN, OWNER = "tuned@v1.0.0", {"hf_anna": "anna"}
-RATES = {"wer": 12.34, "wer_low": 10.5, "wer_high": 14.0, "wer_raw": 23.45, "cer": 5.67, "clips": 7, "words": 40}
-VOICES = {"wer_known_speakers": 11.0, "wer_new_speakers": 13.0}
+RATES = {"wer": 12.34, "wer_low": 10.5, "wer_high": 14.0, "cer": 5.67}
+DETAILS = {"wer_raw": 23.45, "wer_known_speakers": 11.0, "wer_new_speakers": 13.0, "clips": 7, "words": 40}
 CODE = ("app", "constraints.txt", "pyproject.toml", "LICENSE")
 
 
 def write_results(folder: Path) -> None:
     """What the stages leave beside the models: scores, counts, and files for DVC to keep."""
-    write_json(folder / "metrics/evaluate/pretrained.json", RATES | VOICES | {"wer": 100.0, "untrained": True})
-    write_json(folder / "metrics/evaluate/tuned.json", RATES | VOICES)
+    write_json(folder / "metrics/evaluate/pretrained.json", RATES | {"wer": 100.0, "untrained": True})
+    write_json(folder / "metrics/evaluate/tuned.json", RATES)
+    for name in ("pretrained", "tuned"):
+        write_json(folder / f"metrics/details/evaluate/{name}.json", DETAILS)
     write_json(folder / "metrics/train.json", {"validation_wer": 9.87, "best_step": 1200, "steps": 1500, "dropped": {}})
     counts = {"clips": 2000, "speakers": 12, "dropped": {"too long": 3}}
-    write_json(folder / "metrics/download.json", dict.fromkeys(SPLITS, counts))
+    write_json(folder / "metrics/details/download.json", dict.fromkeys(SPLITS, counts))
     for split in SPLITS:
-        write_json(folder / f"metrics/featurize/{split}.json", {"clips": 1999, "seconds": 7200.0, "dropped": {"x": 1}})
+        heard = {"clips": 1999, "seconds": 7200.0, "dropped": {"x": 1}}
+        write_json(folder / f"metrics/details/featurize/{split}.json", heard)
         write_text(folder / f"data/raw/{split}/clips.tsv", split)
         write_text(folder / f"data/features/{split}/00000.zip", split)
     for name in ("dropped", "dropped-train", "transcripts/pretrained", "transcripts/tuned"):
@@ -152,6 +156,32 @@ def test_the_newest_pin_is_published_and_the_workspace_where_asked(dry_run, clon
         card = (tmp_path / "model/README.md").read_text()
         assert f"| Git tag | {tag} |" in card
         assert f"| Git commit | `{revision}` |" in card
+
+
+def gather(folder: Path) -> None:
+    """Bring a clone's results into the shape of older versions: the details in one file with what people compare."""
+    lock = YAML().load(folder / "dvc.lock")
+    for details in sorted((folder / "metrics/details").rglob("*.json")):
+        path = folder / "metrics" / details.relative_to(folder / "metrics/details")
+        compared = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, compared | json.loads(details.read_text()))
+        details.unlink()
+    for out in (out for stage in lock["stages"].values() for out in stage.get("outs", [])):
+        out["path"] = out["path"].replace("metrics/details/", "metrics/")
+        if out["path"].startswith("metrics/") and out["path"].endswith(".json"):
+            out["md5"] = hashlib.md5((folder / out["path"]).read_bytes()).hexdigest()
+    YAML().dump(lock, folder / "dvc.lock")
+
+
+def test_a_version_from_before_the_details_is_told_as_fully(dry_run, clone, tmp_path):
+    dry_run(clone, "model", "--out", tmp_path / "new")
+    gather(clone)
+    commit(clone)
+    run(clone, "git", "tag", "-am", "older", "tuned@v1.1.0")
+    dry_run(clone, "model", "--out", tmp_path / "older")
+    new, older = ((tmp_path / name / "model/README.md").read_text() for name in ("new", "older"))
+    start, end = "## Scores", "## Where it comes from"
+    assert new[new.index(start) : new.index(end)] == older[older.index(start) : older.index(end)]
 
 
 @pytest.mark.parametrize(

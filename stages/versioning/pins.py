@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 ARTIFACT = "tuned"  # in dvc.yaml
 WORKSPACE = {"tuned": "models/tuned", "pretrained": "models/pretrained"}
-SCORES, CLIPS, PARAMS = "metrics/evaluate/{}.json", "metrics/featurize/train.json", "params.yaml"
+SCORES, PARAMS = "metrics/evaluate/{}.json", "params.yaml"
+CLIPS, OLDER_CLIPS = "metrics/details/featurize/train.json", "metrics/featurize/train.json"  # of older versions
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,10 @@ class Repository:
             self.pinned |= zip(unknown, pinned_versions(self.root, unknown), strict=True)
         present = [name for name, folder in WORKSPACE.items() if any((self.root / folder).glob("*.safetensors"))]
         read = partial(read_if_present, self.root)
+        clips = read(CLIPS) or read(OLDER_CLIPS)
         return [
             *(self.pinned[tag] for tag in tags),
-            *(make_version(name, "", read(SCORES.format(name)), read(CLIPS), read(PARAMS)) for name in present),
+            *(make_version(name, "", read(SCORES.format(name)), clips, read(PARAMS)) for name in present),
         ]
 
     def folder(self, version: Version) -> Path:
@@ -150,13 +153,17 @@ def pinned_commits(root: Path) -> dict[str, str]:
 
 def pinned_versions(root: Path, tags: list[tuple[str, str]]) -> list[Version]:
     """The versions that pins, given as (name, commit), stand for, as their commits have them."""
-    paths = (SCORES.format(ARTIFACT), CLIPS, PARAMS)
+    paths = (SCORES.format(ARTIFACT), CLIPS, OLDER_CLIPS, PARAMS)
     texts = iter(read_blobs(root, [f"{commit}:{path}" for _, commit in tags for path in paths]))
-    return [make_version(name, commit, next(texts), next(texts), next(texts)) for name, commit in tags]
+    versions = []
+    for name, commit in tags:
+        scores, clips, older, params = islice(texts, len(paths))
+        versions.append(make_version(name, commit, scores, clips or older, params))
+    return versions
 
 
 def make_version(name: str, commit: str, scores: str | None, clips: str | None, params: str | None) -> Version:
-    """A version from the texts of its scores, of the train features' metrics and of params.yaml, if any."""
+    """A version from the texts of its scores, of the train features' counts and of params.yaml, if any."""
     measured = parse_mapping(scores, json.loads)
     trained = parse_mapping(clips, json.loads).get("clips")
     corpus = corpus_name(parse_mapping(params, YAML(typ="safe", pure=True).load).get("download"))

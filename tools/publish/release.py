@@ -20,7 +20,7 @@ from stages.runtime.errors import UserError
 from stages.versioning.git import run_git
 from stages.versioning.pins import ARTIFACT, WORKSPACE, Repository, Version
 
-METRICS = ("download", "train", "evaluate/pretrained", "evaluate/tuned", *(f"featurize/{split}" for split in SPLITS))
+MEASURED = ("download", "train", "evaluate/pretrained", "evaluate/tuned", *(f"featurize/{split}" for split in SPLITS))
 ISO = {"jw": "jv"}  # Whisper's one code that is not of ISO 639
 
 
@@ -30,8 +30,8 @@ class Release:
 
     revision: the commit to check out to get it again, 40 hex digits, with ``-dirty`` where the workspace has changes
     since. files: the folder with the project's files of that revision. model: the folder with the model's. params:
-    params.yaml, with its comments, without this machine's paths. hashes: DVC's md5 of the outs, by path. metrics: by
-    name in ``metrics/``.
+    params.yaml, with its comments, without this machine's paths. hashes: DVC's md5 of the outs, by path. metrics: all
+    that was measured, by MEASURED's names.
     """
 
     version: Version
@@ -85,7 +85,7 @@ def open_release(root: Path, name: str | None) -> Iterator[Release]:
         if not version.commit:
             check_workspace(root)
         params = without_paths(read_document(files / "params.yaml"))
-        metrics = {name: json.loads(read_project_file(files, f"metrics/{name}.json", version)) for name in METRICS}
+        metrics = {name: read_measured(name, files, version, lock) for name in MEASURED}
         yield Release(version, revision, files, model, params, out_hashes(lock), metrics)
 
 
@@ -110,6 +110,13 @@ def revision_files(root: Path, version: Version) -> Iterator[tuple[str, Path]]:
         with tarfile.open(fileobj=io.BytesIO(run_git(root, "archive", version.commit))) as archive:
             archive.extractall(folder, filter="data")
         yield version.commit, Path(folder)
+
+
+def read_measured(name: str, files: Path, version: Version, lock: dict[str, Any]) -> dict[str, Any]:
+    """The metrics and the details of a stage, of those of both that dvc.lock has: older versions have one file."""
+    made = out_hashes(lock)
+    paths = [path for path in (f"metrics/{name}.json", f"metrics/details/{name}.json") if path in made]
+    return {key: value for path in paths for key, value in json.loads(read_project_file(files, path, version)).items()}
 
 
 def read_project_file(files: Path, name: str, version: Version) -> str:
