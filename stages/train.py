@@ -33,7 +33,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--tuned", type=PATH, required=True, help="Folder for the best model.")
 @click.option("--curves", type=PATH, required=True, help="Folder for training.tsv and validation.tsv.")
 @click.option("--dropped", type=PATH, required=True, help="Table of what was left out.")
-@click.option("--metrics", type=PATH, required=True)
+@click.option("--metrics", type=PATH, required=True, help="File for the scores that people compare.")
+@click.option("--details", type=PATH, required=True, help="File for the counts.")
 @click.option("--fresh", is_flag=True, envvar="VISKA_FRESH", help="Start anew, whatever checkpoints there are.")
 @click.option("--adopt", envvar="VISKA_ADOPT", metavar="RUN", help="Go on from another run's checkpoint.")
 def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
@@ -61,6 +62,7 @@ class Paths:
     curves: Path
     dropped: Path
     metrics: Path
+    details: Path
 
 
 def train(
@@ -71,7 +73,7 @@ def train(
     fresh: bool = False,
     adopt: str | None = None,
 ) -> dict[str, Any]:
-    """Train, and write everything that ``paths`` names; returns what metrics holds.
+    """Train, and write everything that ``paths`` names; returns what ``metrics`` and ``details`` hold.
 
     fresh: pass over every checkpoint. adopt: the name, or its beginning, of another run to go on from. Raises UserError
     where the features do not fit the model, no clip is left, the loss leaves the finite numbers, the disk is full, or
@@ -123,19 +125,13 @@ def start_mirror(checkpoints: Checkpoints, folder: Path, reached: bool) -> Mirro
 
 def is_done(state: TrainingState, paths: Paths) -> bool:
     """Whether DVC has the result of this state already, and so was told to run the stage again."""
-    return state.finished and is_recorded(paths.metrics, json_text(result_of(state, paths)))
+    return state.finished and is_recorded(paths.metrics, json_text(compared(state)))
 
 
-def result_of(state: TrainingState, paths: Paths) -> dict[str, Any]:
-    """What metrics holds of a run in this state."""
+def compared(state: TrainingState) -> dict[str, float]:
+    """What people compare of a run in this state."""
     assert state.best_wer is not None
-    dropped = len(paths.dropped.read_text(encoding="utf-8").splitlines()) - 1
-    return {
-        "validation_wer": round(state.best_wer, 2),
-        "best_step": state.best_step,
-        "steps": state.step,
-        "dropped": {"label too long": dropped} if dropped else {},
-    } | ({"adopted": state.adopted} if state.adopted else {})
+    return {"validation_wer": round(state.best_wer, 2), "best_step": state.best_step}
 
 
 def finish(trainer: SpeechTrainer, paths: Paths) -> dict[str, Any]:
@@ -144,7 +140,11 @@ def finish(trainer: SpeechTrainer, paths: Paths) -> dict[str, Any]:
     model = trainer.take_best()
     shutil.rmtree(paths.tuned, ignore_errors=True)
     save_model(model, paths.tuned)
-    result = result_of(trainer.current_state(), paths)
-    write_json(paths.metrics, result)
+    state = trainer.current_state()
+    dropped = len(paths.dropped.read_text(encoding="utf-8").splitlines()) - 1
+    details = {"steps": state.step, "dropped": {"label too long": dropped} if dropped else {}}
+    details |= {"adopted": state.adopted} if state.adopted else {}
+    write_json(paths.metrics, compared(state))
+    write_json(paths.details, details)
     trainer.checkpoints.finish()
-    return result
+    return compared(state) | details

@@ -90,8 +90,8 @@ def test_a_run_of_another_machine_is_neither_taken_nor_passed_over_in_silence(pl
     said = log(place, unique, "b")
     assert "run 012345" in said and "was another" in said and "VISKA_ADOPT" in said and "VISKA_FRESH" in said
     assert begin("b", VISKA_ADOPT="012345").wait() == 0
-    metrics = json.loads((place / f"{unique}b/metrics.json").read_text())
-    assert metrics["adopted"] == {"run": "012345", "differs": ["machine"]}
+    details = json.loads((place / f"{unique}b/details.json").read_text())
+    assert details["adopted"] == {"run": "012345", "differs": ["machine"]}
     assert folder.exists()  # another run's copies are its own
 
 

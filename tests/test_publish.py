@@ -47,7 +47,8 @@ def write_results(folder: Path) -> None:
     write_json(folder / "metrics/evaluate/tuned.json", RATES)
     for name in ("pretrained", "tuned"):
         write_json(folder / f"metrics/details/evaluate/{name}.json", DETAILS)
-    write_json(folder / "metrics/train.json", {"validation_wer": 9.87, "best_step": 1200, "steps": 1500, "dropped": {}})
+    write_json(folder / "metrics/train.json", {"validation_wer": 9.87, "best_step": 1200})
+    write_json(folder / "metrics/details/train.json", {"steps": 1500, "dropped": {}})
     counts = {"clips": 2000, "speakers": 12, "dropped": {"too long": 3}}
     write_json(folder / "metrics/details/download.json", dict.fromkeys(SPLITS, counts))
     for split in SPLITS:

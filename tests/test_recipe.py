@@ -13,7 +13,7 @@ from stages.asr.clips import SPLITS
 from stages.asr.model import folder_digest
 from stages.corpora import folder
 from stages.download import download
-from stages.evaluate import evaluate
+from stages.evaluate import Results, evaluate
 from stages.featurize import featurize
 from stages.params import load_params
 from stages.params_file import flatten
@@ -243,10 +243,11 @@ def run_stages(params: Path, place: Path) -> dict[str, dict]:
         curves=place / "curves",
         dropped=place / "dropped-train.tsv",
         metrics=place / "train.json",
+        details=place / "train-details.json",
     )
     train(values.train, values.compute, values.checkpoints, paths)
-    model = (values.evaluate, values.compute)
-    return {
-        name: evaluate(*model, models / name, shards / "test", place / f"{name}.tsv", place / name, place / "e.json")
-        for name in ("pretrained", "tuned")
-    }
+    scores = {}
+    for name in ("pretrained", "tuned"):
+        results = Results(place / f"{name}.tsv", place / name, place / "metrics.json", place / "details.json")
+        scores[name] = evaluate(values.evaluate, values.compute, models / name, shards / "test", results)
+    return scores
