@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import category
 
-from ruamel.yaml import YAML
-
 from app.sentences import SENTENCES
 from stages.asr.clips import clean_text
 from stages.asr.mel import MAX_SECONDS, SAMPLE_RATE
@@ -31,8 +29,9 @@ from stages.corpora import folder as corpora
 from stages.corpora.archive import data_folder
 from stages.corpora.selection import check_clip, read_tsv, suffix
 from stages.params import Download, load_params
+from stages.params_file import FOLDER_DIGEST, ParamsFile
 from stages.runtime.errors import UserError
-from stages.runtime.files import write_table, write_text
+from stages.runtime.files import write_table
 
 TABLE = "recordings.tsv"
 COLUMNS = ["path", "text", "speaker", "source", "consent"]
@@ -80,7 +79,7 @@ def save_clip(folder: Path, audio: Path, text: str, speaker: str, source: str, c
             write_table(folder / TABLE, COLUMNS, rows)
             if not is_trained_on(folder, download):
                 return Saved(len(rows), command(folder))
-            pin(folder, params)
+            pin_digest(folder, params)
             return Saved(len(rows), None)
     except OSError as error:
         raise UserError(f"The recording was not saved: {folder} cannot be written: {error.strerror}") from None
@@ -176,20 +175,13 @@ def command(folder: Path) -> str:
     return f"python -m tools.recipe set --set download.corpus=folder --set download.folder.path={path}"
 
 
-def pin(folder: Path, params: Path) -> None:
-    """Write the folder's digest into params.yaml, in its place: every other sign of the file stays.
-
-    Raises UserError, with the digest, where that place is none.
-    """
+def pin_digest(folder: Path, params: Path) -> None:
+    """Write the folder's digest into params.yaml; raises UserError, with the digest, where that is not possible."""
     with redirect_stderr(io.StringIO()):  # a bar for each clip would fill the app's terminal
         digest = corpora.digest(folder)
-    text = params.read_text(encoding="utf-8")
-    before = YAML().load(text)
-    line, column = before["download"]["folder"].lc.key("digest")
-    lines = text.split("\n")
-    old = re.compile(r"(\S+:) *[^\s,}#]* *").match(lines[line], column)
-    lines[line] = (lines[line][:column] + f"{old[1]} {digest} ".ljust(len(old[0])) + lines[line][old.end() :]).rstrip()
-    before["download"]["folder"]["digest"] = digest
-    if YAML().load("\n".join(lines)) != before:
-        raise UserError(f"The recording was saved; write download.folder.digest: {digest} into {params} yourself")
-    write_text(params, "\n".join(lines))
+    try:
+        file = ParamsFile(params)
+        file.set(FOLDER_DIGEST, digest)
+        file.save()
+    except (UserError, OSError):
+        raise UserError(f"The recording was saved; write {FOLDER_DIGEST}: {digest} into {params} yourself") from None

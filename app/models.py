@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.asr.model import SpeechModel, best_device, folder_digest, load_model
 from stages.runtime.errors import UserError
-from stages.versioning.pins import Published, Repository, Version
+from stages.versioning.pins import PublishedFolder, Repository, Version
 
 Stamp = frozenset[tuple[str, int, int, int]]
 
@@ -19,7 +19,7 @@ class Models:
     memory goes to others. Versions with the same bytes share one.
     """
 
-    def __init__(self, source: Repository | Published, models_in_memory: int):
+    def __init__(self, source: Repository | PublishedFolder, models_in_memory: int):
         self.source, self.models_in_memory = source, models_in_memory
         self.lock, self.loading = threading.Lock(), threading.Lock()
         self.asked: dict[str, Future[SpeechModel]] = {}
@@ -106,7 +106,7 @@ def repository_models(root: Path, models_in_memory: int) -> Models:
 
 def folder_models(folder: Path, models_in_memory: int) -> Models:
     """The one model of a Space, a plain Hugging Face folder; raises UserError where it is none."""
-    return checked(Models(Published(folder), models_in_memory), f"{folder} holds no *.safetensors")
+    return checked(Models(PublishedFolder(folder), models_in_memory), f"{folder} holds no *.safetensors")
 
 
 def checked(models: Models, advice: str) -> Models:

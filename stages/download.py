@@ -21,16 +21,16 @@ CORPORA = {"synthetic": synthetic, "common_voice": common_voice, "folder": folde
 @click.option("--params", type=click.Path(path_type=Path), required=True)
 @click.option("--raw", type=click.Path(path_type=Path), required=True, help="Folder for the three splits.")
 @click.option("--dropped", type=click.Path(path_type=Path), required=True, help="Table of what was left out.")
-@click.option("--metrics", type=click.Path(path_type=Path), required=True)
-def main(params: Path, raw: Path, dropped: Path, metrics: Path) -> None:
+@click.option("--details", type=click.Path(path_type=Path), required=True, help="File for the counts.")
+def main(params: Path, raw: Path, dropped: Path, details: Path) -> None:
     """Bring one corpus into the pipeline's own layout."""
     values = load_params(params)
-    counts = download(values.download, raw, dropped, metrics, values.compute.processes or os.cpu_count() or 1)
+    counts = download(values.download, raw, dropped, details, values.compute.processes or os.cpu_count() or 1)
     click.echo(", ".join(f"{counts[split]['clips']} {split}" for split in SPLITS) + f" clips in {raw}")
 
 
-def download(settings: Download, raw: Path, dropped: Path, metrics: Path, processes: int) -> dict:
-    """Collect the corpus into ``raw``; returns the counts that ``metrics`` holds.
+def download(settings: Download, raw: Path, dropped: Path, details: Path, processes: int) -> dict:
+    """Collect the corpus into ``raw``; returns the counts that ``details`` holds.
 
     Raises UserError where a split ends up empty.
     """
@@ -45,7 +45,7 @@ def download(settings: Download, raw: Path, dropped: Path, metrics: Path, proces
             raise UserError(f"no clip is left in {split}: look into {dropped} and params.yaml, download")
         write_clips(raw / split, clips[split])
     counts = {split: count(clips[split], drops, split) for split in SPLITS}
-    write_json(metrics, counts)
+    write_json(details, counts)
     return counts
 
 

@@ -1,6 +1,7 @@
 """One model + the test shards -> transcripts, scores, and the tables of its plots. The only stage that reads test."""
 
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from stages.runtime.errors import UserError
 from stages.runtime.files import write_json, write_table
 from stages.runtime.progress import ProgressBar
 
+COMPARED = ("wer", "wer_low", "wer_high", "cer")  # what people compare: each is a column of `dvc exp show`
 MOST_CONFUSED = 20  # rows of that table
 FOLDER = click.Path(path_type=Path)
 
@@ -26,19 +28,28 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--test", type=FOLDER, required=True, help="Test shards.")
 @click.option("--transcripts", type=FOLDER, required=True, help="Table of what was said and what was heard.")
 @click.option("--tables", type=FOLDER, required=True, help="Folder for the tables of the plots.")
-@click.option("--metrics", type=FOLDER, required=True)
-def main(params: Path, model: Path, test: Path, transcripts: Path, tables: Path, metrics: Path) -> None:
+@click.option("--metrics", type=FOLDER, required=True, help="File for the scores that people compare.")
+@click.option("--details", type=FOLDER, required=True, help="File for the other scores, and the counts.")
+def main(params: Path, model: Path, test: Path, **results: Path) -> None:
     """Measure one model on the test split."""
     values = load_params(params)
-    scores = evaluate(values.evaluate, values.compute, model, test, transcripts, tables, metrics)
+    scores = evaluate(values.evaluate, values.compute, model, test, Results(**results))
     label = " (untrained)" if scores.get("untrained") else ""
     click.echo(f"{model}{label}: WER {scores['wer']:.1f} % ({scores['wer_low']:.1f} to {scores['wer_high']:.1f})")
 
 
-def evaluate(
-    settings: Evaluate, compute: Compute, model: Path, test: Path, transcripts: Path, tables: Path, metrics: Path
-) -> dict:
-    """Decode and score test; returns what ``metrics`` holds.
+@dataclass(frozen=True)
+class Results:
+    """What evaluate writes, as the options above."""
+
+    transcripts: Path
+    tables: Path
+    metrics: Path
+    details: Path
+
+
+def evaluate(settings: Evaluate, compute: Compute, model: Path, test: Path, results: Results) -> dict:
+    """Decode and score test; returns what ``metrics`` and ``details`` hold.
 
     Clips whose reference has no words cannot be scored: they are counted under ``dropped``. Raises UserError where no
     other is left, or where the features do not fit the model.
@@ -60,9 +71,11 @@ def evaluate(
     scores["dropped"] = {"no words": len(shards) - len(pairs)} if len(shards) > len(pairs) else {}
     if speech.untrained:
         scores["untrained"] = True
-    write_transcripts(transcripts, entries, heard, errors)
-    write_plot_tables(tables, model.name, entries, scores, errors)
-    write_json(metrics, scores)
+    write_transcripts(results.transcripts, entries, heard, errors)
+    write_plot_tables(results.tables, model.name, entries, scores, errors)
+    compared = {name: value for name, value in scores.items() if name in (*COMPARED, "untrained")}
+    write_json(results.metrics, compared)
+    write_json(results.details, {name: value for name, value in scores.items() if name not in compared})
     return scores
 
 
@@ -91,7 +104,9 @@ def write_plot_tables(folder: Path, model: str, entries: list[Entry], scores: di
 
 def grouped(errors: dict, keys: list[str]) -> list[tuple[str, float, int]]:
     """(key, WER in percent, clips) of each group of clips, by key."""
-    edits, words, clips = defaultdict(int), defaultdict(int), Counter(keys)
+    edits: dict[str, int] = defaultdict(int)
+    words: dict[str, int] = defaultdict(int)
+    clips = Counter(keys)
     for key, edit, word in zip(keys, clip_edits(errors), errors["words"], strict=True):
         edits[key] += edit
         words[key] += word

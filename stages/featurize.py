@@ -25,16 +25,16 @@ CHUNK = 32  # clips a task: enough to hide the cost of handing it over
 @click.option("--params", type=click.Path(path_type=Path), required=True)
 @click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder of one split's raw clips.")
 @click.option("--shards", type=click.Path(path_type=Path), required=True, help="Folder for the zips.")
-@click.option("--metrics", type=click.Path(path_type=Path), required=True)
-def main(params: Path, clips: Path, shards: Path, metrics: Path) -> None:
+@click.option("--details", type=click.Path(path_type=Path), required=True, help="File for the counts.")
+def main(params: Path, clips: Path, shards: Path, details: Path) -> None:
     """Turn one split's audio into log-mel shards."""
     values = load_params(params)
-    counts = featurize(values.featurize, clips, shards, metrics, values.compute.processes)
+    counts = featurize(values.featurize, clips, shards, details, values.compute.processes)
     click.echo(f"{counts['clips']} clips, {counts['bytes'] / 1e6:.1f} MB in {shards}")
 
 
-def featurize(settings: Featurize, raw: Path, folder: Path, metrics: Path, processes: int | None) -> dict:
-    """Write the shards of one split; returns the counts that ``metrics`` holds.
+def featurize(settings: Featurize, raw: Path, folder: Path, details: Path, processes: int | None) -> dict:
+    """Write the shards of one split; returns the counts that ``details`` holds.
 
     What cannot be decoded or lasts too long is listed in ``dropped.tsv`` beside the shards and counted by reason.
     Raises UserError where nothing is left.
@@ -61,7 +61,7 @@ def featurize(settings: Featurize, raw: Path, folder: Path, metrics: Path, proce
         "bytes": sum(path.stat().st_size for path in folder.glob("*.zip")),
         "dropped": dict(sorted(Counter(drop.reason for drop in drops).items())),
     }
-    write_json(metrics, counts)
+    write_json(details, counts)
     return counts
 
 

@@ -1,8 +1,9 @@
-"""params.yaml as frozen sections: what may stand there, and what a wrong value is told."""
+"""params.yaml as frozen sections: what may stand there, and how a wrong value is reported."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -30,7 +31,7 @@ class Scratch(Section):
     seed: Seed
 
     @model_validator(mode="after")
-    def heads_divide_width(self):
+    def heads_divide_width(self) -> Self:
         if self.d_model % self.heads:
             raise ValueError(f"d_model ({self.d_model}) must be a multiple of heads ({self.heads})")
         return self
@@ -44,7 +45,7 @@ class Whisper(Section):
     scratch: Scratch
 
     @model_validator(mode="after")
-    def base_is_pinned(self):
+    def base_is_pinned(self) -> Self:
         if (self.base == "scratch") != (self.revision is None):
             raise ValueError("revision must be null for scratch; a Hub id wants its commit, a folder its digest")
         return self
@@ -58,16 +59,16 @@ class Synthetic(Section):
 
 
 # Common Voice's tables; validation is what its file calls dev.
-Table = Literal["train", "validation", "dev", "test", "validated", "other", "invalidated"]
+TableName = Literal["train", "validation", "dev", "test", "validated", "other", "invalidated"]
 
 
 class Tables(Section):
-    tables: Annotated[list[Table], Field(min_length=1)]
+    tables: Annotated[list[TableName], Field(min_length=1)]
     limit: Count | None
 
 
 class ValidationTables(Section):
-    tables: list[Table]
+    tables: list[TableName]
     limit: Count | None
 
 
@@ -85,7 +86,7 @@ class CommonVoice(Section):
     seed: Seed
 
     @model_validator(mode="after")
-    def validation_comes_from_one_place(self):
+    def validation_comes_from_one_place(self) -> Self:
         if bool(self.validation.tables) == (self.held_out_speakers is not None):
             raise ValueError("either validation.tables is [] or held_out_speakers is null")
         return self
@@ -103,7 +104,7 @@ class Folder(Section):
     seed: Seed
 
     @model_validator(mode="after")
-    def shares_leave_some_to_train(self):
+    def shares_leave_some_to_train(self) -> Self:
         if self.validation + self.test >= 1:
             raise ValueError("validation and test together must be less than 1: the rest is train")
         return self
@@ -158,13 +159,13 @@ class Train(Section):
     spec_augment: SpecAugment
 
     @model_validator(mode="after")
-    def one_length(self):
+    def one_length(self) -> Self:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("exactly one of max_steps and epochs must be null")
         return self
 
     @model_validator(mode="after")
-    def logs_align(self):
+    def logs_align(self) -> Self:
         for name in ("eval_every", "save_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(f"{name} must be a multiple of log_every ({self.log_every})")
@@ -217,35 +218,46 @@ def load_params(path: Path) -> Params:
 
     Raises UserError with every wrong key's path, what stands there and what is allowed.
     """
+    return validate_params(read_yaml(path, YAML(typ="safe", pure=True)), path)
+
+
+def read_yaml(path: Path, parser: YAML) -> Any:
+    """What a YAML file holds; raises UserError where it is missing or not valid YAML."""
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return parser.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run from the project's root") from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {error}") from None
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+
+
+def validate_params(values: object, path: Path) -> Params:
+    """The values of params.yaml, which stand at path, as sections; raises UserError as ``load_params`` does."""
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join([f"{path}:", *(explain(problem) for problem in error.errors())])) from None
+        lines = [describe_error(one["type"], one["loc"], one["msg"], one["input"]) for one in error.errors()]
+        raise UserError("\n".join([f"{path}:", *lines])) from None
 
 
-def explain(problem: dict) -> str:
-    """One of pydantic's problems as a line: the key's path, what is wrong, what is allowed."""
-    *parents, key = problem["loc"] or ("params.yaml",)
-    place = ".".join(str(part) for part in problem["loc"]) or "the file"
-    if problem["type"] == "missing":
+def describe_error(kind: str, keys: Sequence[str | int], message: str, value: object) -> str:
+    """One of pydantic's errors as a line: the path of keys, what is wrong, what is allowed."""
+    place = ".".join(map(str, keys)) or "the file"
+    if kind == "missing":
         return f"  {place}: is missing"
-    if problem["type"] == "extra_forbidden":
-        allowed = allowed_keys(parents)
-        near = difflib.get_close_matches(str(key), allowed, n=1)
+    if kind == "extra_forbidden":
+        allowed = section_keys(keys[:-1])
+        near = difflib.get_close_matches(str(keys[-1]), allowed, n=1)
         return f"  {place}: no such key{f'; did you mean {near[0]}?' if near else ''} (allowed: {', '.join(allowed)})"
-    found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
-    return f"  {place}: {problem['msg'].removeprefix('Value error, ')}{found}"
+    found = "" if isinstance(value, dict) else f", found {value!r}"
+    return f"  {place}: {message.removeprefix('Value error, ')}{found}"
 
 
-def allowed_keys(parents: list[str]) -> list[str]:
-    """The keys of the section below a path of keys."""
-    section = Params
-    for parent in parents:
-        section = section.model_fields[parent].annotation
+def section_keys(keys: Sequence[str | int]) -> list[str]:
+    """The keys that are allowed in the section at a path of keys."""
+    section: type[BaseModel] = Params
+    for key in keys:
+        annotation = section.model_fields[str(key)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
     return list(section.model_fields)

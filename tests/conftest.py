@@ -15,8 +15,7 @@ from stages.asr.model import SpeechModel, load_model
 from stages.asr.shards import Shards
 from stages.params import load_params
 from stages.pretrained import pretrained
-from tests.support.drive import Drive
-from tests.support.drive import serve as serve_drive
+from tests.support.drive import Drive, serve_drive
 from tests.support.material import TINY, allow, sounds, write_params, write_shards
 
 

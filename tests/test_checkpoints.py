@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.training import run as runs
+from stages.runtime.errors import UserError
+from stages.training.checkpoints import LocalCheckpoints, locked, save
 from tests.support.material import ROOT
 
 
@@ -14,7 +15,7 @@ from tests.support.material import ROOT
 def store(tmp_path) -> Path:
     """Two runs: one with checkpoints of steps 100 and 200, one with none."""
     for step in (100, 200):
-        runs.save(tmp_path / ("a" * 16), step, lambda folder: (folder / "weights").write_bytes(bytes(1_000_000)))
+        save(tmp_path / ("a" * 16), step, lambda folder: (folder / "weights").write_bytes(bytes(1_000_000)))
     (tmp_path / ("b" * 16)).mkdir()
     return tmp_path
 
@@ -34,7 +35,7 @@ def test_list_shows_steps_and_sizes(store):
 
 
 def test_prune_frees_what_is_named_and_spares_what_is_in_use(store):
-    with runs.locked(store / ("b" * 16), print):
+    with locked(store / ("b" * 16)):
         said = tool("prune", "--store", store)
     assert "run bbbbbb is being trained; left alone" in said
     assert "run aaaaaa here: 2.0 MB freed" in said
@@ -47,14 +48,14 @@ def test_an_unknown_run_is_an_error_and_frees_nothing(store):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
-    runs.save(tmp_path / "run", 1, lambda folder: (folder / "weights").write_bytes(b"whole"))
+    save(tmp_path / "run", 1, lambda folder: (folder / "weights").write_bytes(b"whole"))
 
     def fill(folder: Path) -> None:
         (folder / "weights").write_bytes(b"half")
         with Path("/dev/full").open("wb") as full:
             full.write(bytes(100_000))
 
-    with pytest.raises(runs.UserError, match=r"no space is left .* step 2 .* tools\.checkpoints prune"):
-        runs.save(tmp_path / "run", 2, fill)
+    with pytest.raises(UserError, match=r"no space is left .* step 2 .* tools\.checkpoints prune"):
+        save(tmp_path / "run", 2, fill)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-00000001"]
-    assert runs.newest_whole(tmp_path / "run", print).name == "step-00000001"
+    assert LocalCheckpoints(tmp_path).fetch("run", 1).step == 1

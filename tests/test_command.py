@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from stages.runtime.command import explain
+from stages.runtime.command import report_error
 from tests.support.material import speech, write_raw
 from tests.support.process import Stage
 from tests.support.training import wait_for
@@ -15,7 +15,7 @@ def download(settings, tmp_path, **options) -> Stage:
     folder = tmp_path / "data"
     folder.mkdir()
     arguments = ["--params", settings(MANY), "--raw", folder / "raw", "--dropped", folder / "d.tsv"]
-    return Stage(tmp_path, "download", *arguments, "--metrics", folder / "m.json", **options)
+    return Stage(tmp_path, "download", *arguments, "--details", folder / "d.json", **options)
 
 
 STOPS = pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def test_a_stop_during_work_is_told_in_one_line(settings, tmp_path, stop, status
 def test_a_stop_of_a_pool_is_told_in_one_line(settings, tmp_path, stop, status, line):
     raw = write_raw(tmp_path / "raw", {f"c{number}": speech(0.5) for number in range(600)})
     arguments = ["--params", settings({"compute.processes": 2}), "--clips", raw, "--shards", tmp_path / "shards"]
-    with Stage(tmp_path, "featurize", *arguments, "--metrics", tmp_path / "m.json") as stage:
+    with Stage(tmp_path, "featurize", *arguments, "--details", tmp_path / "d.json") as stage:
         stage.wait_for("raw:   0%")
         stop(stage)
         assert stage.finish() == (status, [line])
-    assert not (tmp_path / "m.json").exists()
+    assert not (tmp_path / "d.json").exists()
 
 
 def test_the_users_mistake_is_told_in_one_line(settings, tmp_path):
     arguments = ["--params", settings(), "--clips", tmp_path / "gone", "--shards", tmp_path / "s"]
-    with Stage(tmp_path, "featurize", *arguments, "--metrics", tmp_path / "m.json") as stage:
+    with Stage(tmp_path, "featurize", *arguments, "--details", tmp_path / "d.json") as stage:
         status, lines = stage.finish()
     assert status == 1
     assert lines == [f"Error: {tmp_path / 'gone' / 'clips.tsv'} is missing: run the download stage"]
@@ -85,7 +85,7 @@ def test_an_unknown_option_is_named(tmp_path):
 def test_our_own_mistake_keeps_its_traceback(tmp_path, settings):
     raw = tmp_path / "raw"
     raw.write_text("a file where a folder should be")
-    arguments = ["--params", settings(), "--raw", raw, "--dropped", tmp_path / "d", "--metrics", tmp_path / "m"]
+    arguments = ["--params", settings(), "--raw", raw, "--dropped", tmp_path / "d", "--details", tmp_path / "c"]
     with Stage(tmp_path, "download", *arguments) as stage:
         status, lines = stage.finish()
     assert status == 1
@@ -94,11 +94,11 @@ def test_our_own_mistake_keeps_its_traceback(tmp_path, settings):
 
 def test_a_full_disk_is_one_line(settings, tmp_path):
     """/dev/full is a disk without space."""
-    for name in ("raw", "metrics"):
+    for name in ("raw", "details"):
         (tmp_path / name).mkdir()
     (tmp_path / "dropped.tsv.part").symlink_to("/dev/full")
     values = {f"download.synthetic.{split}": 2 for split in ("train", "validation", "test")}
-    options = {"params": settings(values), "raw": "raw", "dropped": "dropped.tsv", "metrics": "metrics/download.json"}
+    options = {"params": settings(values), "raw": "raw", "dropped": "dropped.tsv", "details": "details/download.json"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     with Stage(tmp_path, "download", *words) as stage:
         status, lines = stage.finish()
@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_line(settings, tmp_path):
 
 
 def test_a_lack_of_permission_is_one_line(capsys):
-    assert explain(PermissionError(errno.EACCES, "Permission denied", "recordings/a.wav")) == 1
+    assert report_error(PermissionError(errno.EACCES, "Permission denied", "recordings/a.wav")) == 1
     assert capsys.readouterr().err.splitlines() == [
         "Error: recordings/a.wav: permission denied: let this user read and write it (chmod, chown)"
     ]

@@ -14,8 +14,8 @@ def test_download_lists_marks_and_counts(tmp_path):
     settings = load_params(write_params(tmp_path / "params.yaml", values)).download
     (tmp_path / "raw/train").mkdir(parents=True)
     (tmp_path / "raw/train/stale.wav").write_bytes(b"of an earlier run")
-    counts = download(settings, tmp_path / "raw", tmp_path / "dropped.tsv", tmp_path / "metrics/download.json", 1)
-    assert counts == json.loads((tmp_path / "metrics/download.json").read_text())
+    counts = download(settings, tmp_path / "raw", tmp_path / "dropped.tsv", tmp_path / "details/download.json", 1)
+    assert counts == json.loads((tmp_path / "details/download.json").read_text())
     assert {split: counts[split]["clips"] for split in SPLITS} == sizes
     assert not (tmp_path / "raw/train/stale.wav").exists()
     heard = {clip.speaker for clip in read_clips(tmp_path / "raw/train")}

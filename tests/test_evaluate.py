@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stages.evaluate import evaluate
+from stages.evaluate import Results, evaluate
 from stages.params import load_params
 from stages.runtime.errors import UserError
 from tests.support.material import sounds, write_params, write_shards
@@ -17,9 +17,10 @@ def evaluated(tmp_path, tiny):
     def call(*texts: str):
         test = write_shards(tmp_path / "test", sounds(), texts=texts)
         params = write_params(tmp_path / "params.yaml", {"evaluate.bootstrap_samples": 100})
-        paths = (tmp_path / "texts/tiny.tsv", tmp_path / "tables", tmp_path / "metrics/tiny.json")
+        places = ("texts/tiny.tsv", "tables", "metrics/tiny.json", "details/tiny.json")
         values = load_params(params)
-        return evaluate(values.evaluate, values.compute, tiny, test, *paths), tmp_path
+        results = Results(*(tmp_path / place for place in places))
+        return evaluate(values.evaluate, values.compute, tiny, test, results), tmp_path
 
     return call
 
@@ -30,7 +31,9 @@ def rows(path) -> list[list[str]]:
 
 def test_scores_transcripts_and_tables_agree(evaluated):
     scores, folder = evaluated("hej på dig", "åsa köper ägg")
-    assert scores == json.loads((folder / "metrics/tiny.json").read_text())
+    compared, details = (json.loads((folder / f"{name}/tiny.json").read_text()) for name in ("metrics", "details"))
+    assert list(compared) == ["wer", "wer_low", "wer_high", "cer", "untrained"]
+    assert scores == compared | details and not compared.keys() & details.keys()
     assert scores["clips"] == 12 and scores["words"] == 36 and scores["dropped"] == {}
     edits = scores["substitutions"] + scores["deletions"] + scores["insertions"]
     assert scores["wer"] == pytest.approx(100 * edits / 36, abs=0.01)

@@ -17,7 +17,7 @@ from tests.support.material import sounds, speech, write_params, write_raw
 def run(folder: Path, raw: Path, processes: int = 1, **overrides) -> dict:
     params = write_params(folder / "params.yaml", {f"featurize.{key}": value for key, value in overrides.items()})
     settings = load_params(params).featurize
-    return featurize(settings, raw, folder / "shards", folder / "metrics" / "train.json", processes)
+    return featurize(settings, raw, folder / "shards", folder / "details" / "train.json", processes)
 
 
 def test_clips_fill_shards_in_order(tmp_path):
@@ -30,7 +30,7 @@ def test_clips_fill_shards_in_order(tmp_path):
     shards = Shards(tmp_path / "shards")
     assert [entry.id for entry in shards.entries] == sorted(sounds())
     assert counts["clips"] == 12 and counts["dropped"] == {}
-    assert counts == json.loads((tmp_path / "metrics/train.json").read_text())
+    assert counts == json.loads((tmp_path / "details/train.json").read_text())
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):

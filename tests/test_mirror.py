@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.training.mirror import Remote
+from stages.training.mirror import RemoteCheckpoints
 from tests.support.clones import Clone
 from tests.support.material import write_params
 from tests.support.repository import with_store
@@ -90,8 +90,8 @@ def test_a_run_of_another_machine_is_neither_taken_nor_passed_over_in_silence(pl
     said = log(place, unique, "b")
     assert "run 012345" in said and "was another" in said and "VISKA_ADOPT" in said and "VISKA_FRESH" in said
     assert begin("b", VISKA_ADOPT="012345").wait() == 0
-    metrics = json.loads((place / f"{unique}b/metrics.json").read_text())
-    assert metrics["adopted"] == {"run": "012345", "differs": ["machine"]}
+    details = json.loads((place / f"{unique}b/details.json").read_text())
+    assert details["adopted"] == {"run": "012345", "differs": ["machine"]}
     assert folder.exists()  # another run's copies are its own
 
 
@@ -104,8 +104,8 @@ def test_a_remote_that_is_down_gives_one_warning_and_the_same_bytes(place, run, 
     assert results(place, f"{unique}a") == results(place, "whole")
 
 
-def test_copies_are_listed_newest_first_and_superseded_ones_go(killed, repository):
-    remote = Remote(repository, "store")
+def test_copies_are_listed_newest_first_and_superseded_ones_go(killed, repository, tmp_path):
+    remote = RemoteCheckpoints(repository, "store", tmp_path)
     (run,) = remote.runs()
     (copy,) = remote.copies(run)  # checkpoints.keep.remote
     assert copy.step % 20 == 0 and copy.size == arrived(repository)[0].stat().st_size

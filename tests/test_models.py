@@ -14,7 +14,7 @@ from stages.asr.decoding import decode
 from stages.asr.model import SpeechModel, load_model, save_model
 from stages.asr.shards import Shards
 from stages.runtime.errors import UserError
-from stages.versioning.pins import Repository, describe, pins
+from stages.versioning.pins import OLDER_CLIPS, Repository, make_version, pinned_commits
 from tests.support.pinned import isolate, other, push, start, tag, train
 from tests.support.repository import commit, run
 
@@ -39,8 +39,8 @@ def origin(tmp_path_factory, bytes_of) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         isolate(monkeypatch, tmp_path_factory.mktemp("origin-site"))
         folder = start(tmp_path_factory.mktemp("origin") / "repo", bytes_of["pretrained"])
-        for version, wer, clips in ((OLD, 12.3, 120), (NEW, 4.5, 3000)):
-            train(folder, bytes_of[version], wer, clips)
+        for version, wer, *clips in ((OLD, 12.3, 120, OLDER_CLIPS), (NEW, 4.5, 3000)):
+            train(folder, bytes_of[version], wer, *clips)
             tag(folder, version)
         push(folder)
     return folder
@@ -143,23 +143,33 @@ def test_a_pin_without_its_commit_is_listed_and_told(clone):
         models.load("tuned@v3.0.0")
 
 
+def test_an_empty_file_in_a_pin_is_not_measured(clone):
+    for name in ("metrics/evaluate/tuned.json", "params.yaml"):
+        (clone / name).write_text("")
+    commit(clone)
+    tag(clone, "tuned@v2.0.0")
+    first, second, _ = Repository(clone).versions()
+    assert (first.name, str(first)) == ("tuned@v2.0.0", "WER not measured, 3,000 clips")
+    assert (second.name, second.wer) == (NEW, 4.5)
+
+
 def test_a_pin_from_before_there_was_a_model_is_told(clone):
     run(clone, "git", "rm", "-q", "dvc.lock")
     commit(clone)
     tag(clone, "tuned@v2.0.0")
-    with pytest.raises(UserError, match=r"tuned@v2\.0\.0: DVC keeps no model tuned"):
+    with pytest.raises(UserError, match=r"tuned@v2\.0\.0: DVC tracks no model tuned"):
         repository_models(clone, 1).load("tuned@v2.0.0")
 
 
 def test_tags_as_the_registry_reads_them(tmp_path):
     run(tmp_path, "git", "init", "-q")
-    assert pins(tmp_path) == {}
+    assert pinned_commits(tmp_path) == {}
     commit(tmp_path)
     names = ["tuned@v1.2.0", "tuned@v1.10.0", "tuned@v2.0.0-rc.1", "tuned@v3.0.0#4", "tuned@v4.0.0", "tuned@v4.0.0!"]
     tag(tmp_path, *names, "tuned#prod", "tuned@v1", "tuned@1.0.0", "tuned@latest", "other@v1.0.0", "v1.0.0")
     run(tmp_path, "git", "tag", "tuned@v9.0.0")  # lightweight
-    assert list(pins(tmp_path)) == ["tuned@v3.0.0", "tuned@v2.0.0-rc.1", "tuned@v1.10.0", "tuned@v1.2.0"]
-    assert len(set(pins(tmp_path).values())) == 1
+    assert list(pinned_commits(tmp_path)) == ["tuned@v3.0.0", "tuned@v2.0.0-rc.1", "tuned@v1.10.0", "tuned@v1.2.0"]
+    assert len(set(pinned_commits(tmp_path).values())) == 1
 
 
 def test_what_was_deprecated_is_not_offered(tmp_path, monkeypatch):
@@ -168,7 +178,7 @@ def test_what_was_deprecated_is_not_offered(tmp_path, monkeypatch):
     for day, name in enumerate(["tuned@v1.0.0", "tuned@deprecated", "tuned@v1.1.0"], start=1):
         monkeypatch.setenv("GIT_COMMITTER_DATE", f"2026-01-0{day}T12:00:00")
         tag(tmp_path, name)
-    assert list(pins(tmp_path)) == ["tuned@v1.1.0"]
+    assert list(pinned_commits(tmp_path)) == ["tuned@v1.1.0"]
 
 
 def test_a_pin_made_while_the_app_runs_is_offered(whole):
@@ -207,8 +217,8 @@ def test_what_git_refuses_is_told(clone):
         ("[", "7 clips"),
     ],
 )
-def test_data_is_what_params_call_it_also_those_of_an_older_day(params, data):
-    assert describe("tuned", "", None, '{"clips": 7}', f"download: {params}\n").data == data
+def test_data_is_what_params_call_it_also_those_of_an_older_version(params, data):
+    assert make_version("tuned", "", None, '{"clips": 7}', f"download: {params}\n").data == data
 
 
 # Loading

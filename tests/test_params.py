@@ -112,7 +112,7 @@ def test_a_power_of_ten_is_a_number_however_it_is_written(tmp_path, written):
         (b"whisper: 1\nwhisper: 2\n", r'duplicate key "whisper"'),
         (b"a: b: c\n", "line 1"),
         (b"a: !!python/object:os.system x\n", "python/object:os.system"),
-        (b"\xff\xfe\x00", "no YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
         (b"", "the file: Input should be a valid dictionary"),
     ],
 )

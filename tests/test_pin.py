@@ -84,7 +84,7 @@ def test_a_remote_that_lacks_the_model_is_told(repository, tool):
 
 @pytest.mark.parametrize("version", ["1.0.0", "v1", "v1.0", "v01.0.0", "v1.0.0!", "v1.0.0#2", "latest", ""])
 def test_what_is_no_version_is_told(repository, tool, version):
-    with pytest.raises(UserError, match="is no semantic version: give one such as v1"):
+    with pytest.raises(UserError, match="is not a semantic version: give one such as v1"):
         tool(version)
     assert run(repository, "git", "tag") == ""
 
@@ -92,7 +92,7 @@ def test_what_is_no_version_is_told(repository, tool, version):
 @pytest.mark.parametrize("lightweight", [True, False])
 def test_a_version_stays_what_it_is(repository, tool, lightweight):
     run(repository, "git", "tag", NAME, *([] if lightweight else ["-a", "-m", "first"]))
-    with pytest.raises(UserError, match=f"{NAME} is there already"):
+    with pytest.raises(UserError, match=f"{NAME} exists already"):
         tool("v1.0.0")
 
 
@@ -147,7 +147,7 @@ def no_stage(folder: Path) -> None:
         (uncommitted, "not committed: params.yaml: run `git add"),
         (untracked, "not committed: metrics/new.json"),
         (ignored, "metrics/evaluate/tuned.json is in no commit"),
-        (no_stage, "DVC keeps no models/tuned: run `make repro`"),
+        (no_stage, "DVC tracks no models/tuned: run `make repro`"),
     ],
 )
 def test_what_is_not_as_committed_is_not_pinned(repository, tool, change, message):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -13,8 +14,10 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from tests.support.material import ROOT
 from tests.support.process import PATIENCE
 from tests.support.repository import TINY, commit, copy_repository, environment, run, set_params
+from tools.report import NEXT
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +51,12 @@ def scores(folder: Path, name: str) -> dict:
 
 
 def test_every_stage_leaves_its_results(finished):
-    assert "WER" in run(finished, "python", "-m", "tools.report")
+    report = run(finished, "python", "-m", "tools.report")
+    assert "WER" in report and "Trained on 24 clips" in report and "Dropped: none" in report
     assert scores(finished, "evaluate/pretrained.json")["untrained"] is True
     assert "untrained" not in scores(finished, "evaluate/tuned.json")
-    assert scores(finished, "train.json").keys() == {"validation_wer", "best_step", "steps", "dropped"}
-    assert scores(finished, "download.json")["train"] == {"clips": 24, "speakers": 12, "dropped": {}}
+    assert scores(finished, "train.json").keys() == {"validation_wer", "best_step"}
+    assert scores(finished, "details/download.json")["train"] == {"clips": 24, "speakers": 12, "dropped": {}}
     steps = [line.split("\t")[0] for line in (finished / "metrics/curves/training.tsv").read_text().splitlines()]
     assert steps == ["step", "1", "2", "3", "4"]
     steps = [line.split("\t")[0] for line in (finished / "metrics/curves/validation.tsv").read_text().splitlines()]
@@ -102,8 +106,27 @@ def check_experiment(folder: Path, printed: str) -> None:
     (line,) = [line for line in run(folder, "git", "show-ref").splitlines() if line.endswith("/trial")]
     files = run(folder, "git", "ls-tree", "-r", "--name-only", line.split()[0]).splitlines()
     assert "dvc.lock" in files and not [file for file in files if file.startswith("data/raw/")]
-    assert "trial" in run(folder, "dvc", "exp", "show", "--csv")
+    check_table(folder)
     assert "learning_rate" in run(folder, "dvc", "params", "diff", "HEAD", line.split()[0])
+
+
+def check_table(folder: Path) -> None:
+    """The README's table of experiments: within 100 columns, the WER first and what was changed last, with values."""
+    (shown,) = re.findall(r"^dvc exp show.*?(?=  #|$)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert shown in NEXT  # which `make repro` ends with
+    table = run(folder, *shlex.split(shown)).splitlines()
+    assert max(map(len, table)) <= 100
+    (header,) = (line.split() for line in table if line.split()[:1] == ["Experiment"])
+    (trial,) = (line.split() for line in table if "[trial]" in line)
+    values = dict(zip(reversed(header), reversed(trial), strict=False))  # its name and state are of several words
+    assert [name for name in header if name != "State"][1:] == ["wer", "wer_low", "wer_high", "train.learning_rate"]
+    assert float(values["wer"]) == pytest.approx(trial_scores(folder)["wer"], rel=1e-4)  # DVC rounds to five digits
+    assert float(values["train.learning_rate"]) == 1e-5
+
+
+def trial_scores(folder: Path) -> dict:
+    (commit,) = (line.split()[0] for line in run(folder, "git", "show-ref").splitlines() if line.endswith("/trial"))
+    return json.loads(run(folder, "git", "show", f"{commit}:metrics/evaluate/tuned.json"))
 
 
 def test_experiment_in_the_workspace(finished, pulled):
@@ -187,8 +210,10 @@ def test_plots_and_metrics_are_there(finished):
     html = (page / "index.html").read_text()
     for title in YAML(typ="safe").load(finished / "dvc.yaml")["plots"]:
         assert next(iter(title)) in html
-    shown = run(finished, "dvc", "metrics", "show", "--json")
-    assert "wer_low" in shown and "validation_wer" in shown
+    shown = json.loads(run(finished, "dvc", "metrics", "show", "--json"))[""]["data"]
+    assert list(shown) == ["metrics/evaluate/tuned.json", "metrics/train.json"]
+    assert list(shown["metrics/evaluate/tuned.json"]["data"]) == ["wer", "wer_low", "wer_high", "cer"]
+    assert "validation_wer" in shown["metrics/train.json"]["data"]
     artifacts = YAML(typ="safe").load(finished / "dvc.yaml")["artifacts"]
     assert artifacts["tuned"]["type"] == "model"
 

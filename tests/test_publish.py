@@ -1,6 +1,7 @@
 """Publishing: the same bytes from the same pin, cards that the Hub accepts, and a Hub that has all or nothing of it."""
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -16,37 +17,43 @@ import torch
 from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 
+from stages.asr.clips import SPLITS
 from stages.asr.model import folder_digest, load_model, save_model
 from stages.params import load_params
 from stages.runtime.errors import UserError
-from stages.runtime.files import write_json, write_text
-from stages.versioning.pins import Published, Repository
+from stages.runtime.files import files_digest, write_json, write_text
+from stages.runtime.imports import imported_names
+from stages.versioning.pins import PublishedFolder, Repository
 from tests.support.hub import Hub, files, serve, sha256
 from tests.support.material import ROOT, allow, speech
 from tests.support.repository import commit, copy_repository, run, set_params
-from tools.publish.__main__ import digest, main, write
+from tools.publish.__main__ import main, write_folders
 from tools.publish.card import model_card, model_license
-from tools.publish.metadata import metadata, problems
-from tools.publish.release import SPLITS, Release, opened
-from tools.publish.space import imports
+from tools.publish.hub import files_by_name
+from tools.publish.metadata import metadata_errors, read_metadata
+from tools.publish.release import Release, open_release
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
 
 PIN, OWNER = "tuned@v1.0.0", {"hf_anna": "anna"}
-RATES = {"wer": 12.34, "wer_low": 10.5, "wer_high": 14.0, "wer_raw": 23.45, "cer": 5.67, "clips": 7, "words": 40}
-VOICES = {"wer_known_speakers": 11.0, "wer_new_speakers": 13.0}
+RATES = {"wer": 12.34, "wer_low": 10.5, "wer_high": 14.0, "cer": 5.67}
+DETAILS = {"wer_raw": 23.45, "wer_known_speakers": 11.0, "wer_new_speakers": 13.0, "clips": 7, "words": 40}
 CODE = ("app", "constraints.txt", "pyproject.toml", "LICENSE")
 
 
 def write_results(folder: Path) -> None:
     """What the stages leave beside the models: scores, counts, and files for DVC to keep."""
-    write_json(folder / "metrics/evaluate/pretrained.json", RATES | VOICES | {"wer": 100.0, "untrained": True})
-    write_json(folder / "metrics/evaluate/tuned.json", RATES | VOICES)
-    write_json(folder / "metrics/train.json", {"validation_wer": 9.87, "best_step": 1200, "steps": 1500, "dropped": {}})
+    write_json(folder / "metrics/evaluate/pretrained.json", RATES | {"wer": 100.0, "untrained": True})
+    write_json(folder / "metrics/evaluate/tuned.json", RATES)
+    for name in ("pretrained", "tuned"):
+        write_json(folder / f"metrics/details/evaluate/{name}.json", DETAILS)
+    write_json(folder / "metrics/train.json", {"validation_wer": 9.87, "best_step": 1200})
+    write_json(folder / "metrics/details/train.json", {"steps": 1500, "dropped": {}})
     counts = {"clips": 2000, "speakers": 12, "dropped": {"too long": 3}}
-    write_json(folder / "metrics/download.json", dict.fromkeys(SPLITS, counts))
+    write_json(folder / "metrics/details/download.json", dict.fromkeys(SPLITS, counts))
     for split in SPLITS:
-        write_json(folder / f"metrics/featurize/{split}.json", {"clips": 1999, "seconds": 7200.0, "dropped": {"x": 1}})
+        heard = {"clips": 1999, "seconds": 7200.0, "dropped": {"x": 1}}
+        write_json(folder / f"metrics/details/featurize/{split}.json", heard)
         write_text(folder / f"data/raw/{split}/clips.tsv", split)
         write_text(folder / f"data/features/{split}/00000.zip", split)
     for name in ("dropped", "dropped-train", "transcripts/pretrained", "transcripts/tuned"):
@@ -89,7 +96,7 @@ def clone(project, tmp_path) -> Path:
 
 @pytest.fixture
 def release(project) -> Release:
-    with opened(project, None) as release:
+    with open_release(project, None) as release:
         yield release
 
 
@@ -122,16 +129,17 @@ def test_a_pin_gives_the_same_bytes_whatever_the_workspace_holds(dry_run, clone,
         assert {name: path.read_bytes() for name, path in one.items()} == {
             name: p.read_bytes() for name, p in two.items()
         }
-        assert first[str(tmp_path / "one" / kind)] == digest(tmp_path / "two" / kind)
+        assert first[str(tmp_path / "one" / kind)] == files_digest(files_by_name(tmp_path / "two" / kind))
 
 
 def test_a_digest_is_of_all_files_and_that_of_a_model_folder(tmp_path, tiny):
-    assert digest(tiny) == folder_digest(tiny)
+    original = files_digest(files_by_name(tiny))
+    assert original == folder_digest(tiny)
     copied = Path(shutil.copytree(tiny, tmp_path / "copy"))
     write_text(copied / "deep/a.txt", "a")
-    changed = digest(copied)
+    changed = files_digest(files_by_name(copied))
     write_text(copied / "deep/a.txt", "b")
-    assert len({digest(tiny), changed, digest(copied)}) == 3
+    assert len({original, changed, files_digest(files_by_name(copied))}) == 3
 
 
 def test_the_newest_pin_is_published_and_the_workspace_where_asked(dry_run, clone, tmp_path):
@@ -149,6 +157,32 @@ def test_the_newest_pin_is_published_and_the_workspace_where_asked(dry_run, clon
         card = (tmp_path / "model/README.md").read_text()
         assert f"| Git tag | {tag} |" in card
         assert f"| Git commit | `{revision}` |" in card
+
+
+def gather(folder: Path) -> None:
+    """Bring a clone's results into the shape of older versions: the details in one file with what people compare."""
+    lock = YAML().load(folder / "dvc.lock")
+    for details in sorted((folder / "metrics/details").rglob("*.json")):
+        path = folder / "metrics" / details.relative_to(folder / "metrics/details")
+        compared = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, compared | json.loads(details.read_text()))
+        details.unlink()
+    for out in (out for stage in lock["stages"].values() for out in stage.get("outs", [])):
+        out["path"] = out["path"].replace("metrics/details/", "metrics/")
+        if out["path"].startswith("metrics/") and out["path"].endswith(".json"):
+            out["md5"] = hashlib.md5((folder / out["path"]).read_bytes()).hexdigest()
+    YAML().dump(lock, folder / "dvc.lock")
+
+
+def test_a_version_from_before_the_details_is_told_as_fully(dry_run, clone, tmp_path):
+    dry_run(clone, "model", "--out", tmp_path / "new")
+    gather(clone)
+    commit(clone)
+    run(clone, "git", "tag", "-am", "older", "tuned@v1.1.0")
+    dry_run(clone, "model", "--out", tmp_path / "older")
+    new, older = ((tmp_path / name / "model/README.md").read_text() for name in ("new", "older"))
+    start, end = "## Scores", "## Where it comes from"
+    assert new[new.index(start) : new.index(end)] == older[older.index(start) : older.index(end)]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +227,7 @@ def test_what_cannot_be_published_is_told(dry_run, clone, harm, arguments, messa
 
 def test_the_card_is_valid_and_says_what_the_revision_says(release, project):
     card = model_card(release, "anna/sv", "mit")
-    assert problems(str(card), "model") == []
+    assert metadata_errors(str(card), "model") == []
     data = ModelCard(str(card)).data
     assert (data.language, data.license, data.library_name) == ("sv", "mit", "transformers")
     assert (data.pipeline_tag, data.base_model, data.datasets) == ("automatic-speech-recognition", None, None)
@@ -219,14 +253,14 @@ def test_the_card_is_valid_and_says_what_the_revision_says(release, project):
 
 def test_the_snippet_in_the_card_is_python_and_names_the_model(release):
     code = str(model_card(release, "anna/sv", "mit")).partition("```python")[2].partition("```")[0]
-    assert imports(code) == {"transformers", "transformers.pipeline"}
+    assert imported_names(code) == {"transformers", "transformers.pipeline"}
     texts = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
     assert {"anna/sv", "sv", "transcribe"} <= set(texts)
 
 
 def test_the_demo_reads_from_the_card_what_a_clone_reads_from_git(release, project, tmp_path):
-    folder = write(release, ["model"], "anna/sv", None, tmp_path)["model"]
-    (theirs,), ours = Published(folder).versions(), Repository(project).versions()[0]
+    folder = write_folders(release, ["model"], "anna/sv", None, tmp_path)["model"]
+    (theirs,), ours = PublishedFolder(folder).versions(), Repository(project).versions()[0]
     assert (
         (theirs.wer, theirs.wer_low, theirs.wer_high) == (ours.wer, ours.wer_low, ours.wer_high) == (12.34, 10.5, 14.0)
     )
@@ -249,7 +283,7 @@ def test_real_speech_and_a_base_on_the_hub(release):
     values = {"download.corpus": "common_voice", "whisper.base": "openai/whisper-small", "whisper.revision": "ab" * 20}
     real = changed(release, values)
     card = model_card(real, "anna/sv", model_license(real, None))
-    assert problems(str(card), "model") == []
+    assert metadata_errors(str(card), "model") == []
     assert (card.data.license, card.data.base_model) == ("apache-2.0", "openai/whisper-small")
     assert (card.data["base_model_relation"], card.data.datasets) == ("finetune", ["common_voice"])
     assert {result.dataset_config for result in card.data.eval_results} == {"sv-SE"}
@@ -267,8 +301,8 @@ def test_no_path_of_this_machine_is_published(dry_run, clone, tmp_path):
     texts = [path.read_bytes() for path in files(tmp_path / "out").values()]
     assert not [text for text in texts if b"hemligt" in text]
     card = (tmp_path / "out/model/README.md").read_text()
-    assert problems(card, "model") == []
-    assert "base_model" not in metadata(card)
+    assert metadata_errors(card, "model") == []
+    assert "base_model" not in read_metadata(card)
 
 
 @pytest.mark.parametrize("base", ["KBLab/kb-whisper-small", "./mine"])
@@ -290,14 +324,14 @@ def test_a_license_that_is_not_known_is_asked_for(release, base):
         ("value: 12.34", "value: [1]", '"model-index[0].results[0].metrics[0].value" must be a number'),
         ("type: synthetic", "kind: synthetic", '"model-index[0].results[0].dataset.type" is required'),
         ("license: mit", "base_model: a/b/c", '"base_model[0]" String should match'),
-        ("license: mit", "license: [", "the metadata is no YAML"),
+        ("license: mit", "license: [", "the metadata is not valid YAML"),
         ("---\n", "", "there is no metadata"),
     ],
 )
 def test_what_the_hub_would_refuse(release, before, after, complaint):
     card = str(model_card(release, "anna/sv", "mit"))
     assert before in card
-    (line,) = problems(card.replace(before, after, 1), "model")
+    (line,) = metadata_errors(card.replace(before, after, 1), "model")
     assert line.startswith(complaint)
 
 
@@ -312,12 +346,12 @@ def test_a_card_that_is_not_valid_is_never_written(dry_run, clone):
 
 @pytest.fixture
 def space(release, tmp_path) -> Path:
-    return write(release, ["space"], "anna/sv", None, tmp_path)["space"]
+    return write_folders(release, ["space"], "anna/sv", None, tmp_path)["space"]
 
 
 def test_a_space_has_all_that_the_hub_needs_to_build_it(space):
-    head = metadata((space / "README.md").read_text())
-    assert problems((space / "README.md").read_text(), "space") == []
+    head = read_metadata((space / "README.md").read_text())
+    assert metadata_errors((space / "README.md").read_text(), "space") == []
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     assert (head["sdk"], head["sdk_version"], head["python_version"]) == ("gradio", pins["gradio"], "3.11")
     assert (head["models"], head["license"]) == (["anna/sv"], "mit")
@@ -327,7 +361,7 @@ def test_a_space_has_all_that_the_hub_needs_to_build_it(space):
         wanted
     )
     assert [line for line in wanted if line.count("==") != 1] == ["pydantic"]  # which gradio's own extras bound
-    assert not [line for line in wanted if line.startswith(("dvc", "gto", "espeak", "datasets"))]
+    assert not [line for line in wanted if line.startswith(("dvc", "gto", "espeak", "datasets", "pydantic-core"))]
     settings = load_params(space / "params.yaml").app
     assert settings.recordings is None
 
@@ -356,6 +390,22 @@ runpy.run_path({str(space / "space.py")!r}, run_name="__main__")
     (model,) = space.glob("tuned-*")
     assert f'"{model.name}"' in (space / "space.py").read_text()
     assert load_model(model).window == 200
+
+
+def test_a_space_has_what_the_code_of_a_package_imports(dry_run, clone, tmp_path):
+    write_text(clone / "app/__init__.py", "import stages.corpora.synthetic\n")
+    dry_run(clone, "space", "--model", "tuned", "--out", tmp_path)
+    names = files(tmp_path / "space")
+    assert {"app/__init__.py", "stages/corpora/__init__.py", "stages/corpora/synthetic.py"} <= names.keys()
+    assert not [name for name in names if name.startswith(("tools", "tests"))]
+
+
+@pytest.mark.parametrize("path", ["app/main.py", "stages/runtime/command.py"])
+def test_a_version_from_before_the_demo_cannot_be_a_space(dry_run, clone, path):
+    (clone / path).unlink()
+    with pytest.raises(UserError, match=f"tuned has no {path}, which a Space needs: pin a newer commit"):
+        dry_run(clone, "space", "--model", "tuned")
+    assert not (clone / "build").exists()
 
 
 # The Hub
@@ -455,22 +505,22 @@ def test_a_second_push_sends_what_changed_and_removes_what_is_gone(publish, proj
 def test_files_of_others_are_not_deleted(publish, project, hub):
     theirs = hub.add("anna/sv", {"README.md": b"---\ntags: [mine]\n---\n", "mine.bin": b"x"}, "mine")
     (line,) = publish(project, "model", "--to", "anna/sv")
-    assert line.startswith("Error: anna/sv holds files that this tool did not write, such as mine.bin: choose another")
+    assert line.startswith("Error: anna/sv has files that this tool did not write, such as mine.bin: choose another")
     assert hub.heads["anna/sv"] == theirs
 
 
 @pytest.mark.parametrize(
     ("broken", "repo", "token", "message"),
     [
-        ({}, "anna/sv", "", "no token for the Hub: make one that may write at http.*, then run `hf auth login`"),
+        ({}, "anna/sv", "", "no token for the Hub: create one with write access at http.*, then run `hf auth login`"),
         ({}, "anna/sv", "hf_wrong", "the Hub does not know this token"),
-        ({}, "berit/sv", "hf_anna", "this token may not write to berit/sv: take one that may, or a name of your own"),
+        ({}, "berit/sv", "hf_anna", "this token may not write to berit/sv: use one that may, or a name of your own"),
         ({}, "anna/s v", "hf_anna", "--to anna/s v: .*"),
-        ({}, "sv", "hf_anna", "--to sv: give your name too, as in anna/sv"),
+        ({}, "sv", "hf_anna", "--to sv: give your user name too, as in anna/sv"),
         ({"validate": 400}, "anna/sv", "hf_anna", "the Hub refuses the model's card"),
         ({"validate": 0}, "anna/sv", "hf_anna", "the Hub at http.* did not answer .*run the same command again"),
         ({"store": 403}, "anna/sv", "hf_anna", "this token may not write to anna/sv"),
-        ({"commit": 412}, "anna/sv", "hf_anna", "anna/sv was changed meanwhile: run the same command again"),
+        ({"commit": 412}, "anna/sv", "hf_anna", "anna/sv was changed in the meantime: run the same command again"),
         ({"commit": 0}, "anna/sv", "hf_anna", "the Hub at http.* did not answer .*run the same command again"),
     ],
     ids=["no token", "unknown token", "not ours", "bad name", "no user", "card", "gone", "upload", "race", "cut"],

@@ -13,19 +13,20 @@ from stages.asr.clips import SPLITS
 from stages.asr.model import folder_digest
 from stages.corpora import folder
 from stages.download import download
-from stages.evaluate import evaluate
+from stages.evaluate import Results, evaluate
 from stages.featurize import featurize
 from stages.params import load_params
+from stages.params_file import flatten
 from stages.pretrained import pretrained
 from stages.runtime.errors import UserError
 from stages.train import Paths, train
 from tests.support.material import ROOT
 from tests.support.release import plain, row
 from tests.support.tones import record, write_table
-from tools.recipe import apply, description, flatten, names, recipe_values
+from tools.recipe import apply_values, recipe_names, recipe_purpose, recipe_values
 
 RECIPES = ROOT / "recipes"
-NAMES = names(RECIPES)
+NAMES = recipe_names(RECIPES)
 SHRUNK = {
     "compute.processes": 1,
     "download.synthetic.train": 6,
@@ -51,7 +52,7 @@ SHRUNK = {
 def params(tmp_path) -> Path:
     """A copy of params.yaml at its default."""
     path = Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
-    apply(path, recipe_values(RECIPES, "default"))
+    apply_values(path, recipe_values(RECIPES, "default"))
     return path
 
 
@@ -102,7 +103,7 @@ def test_the_recipes_that_the_readme_names():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_changes_its_values_alone_and_default_takes_them_back(params, name):
     before, said = params.read_bytes(), comments(params)
-    changes = apply(params, recipe_values(RECIPES, name))
+    changes = apply_values(params, recipe_values(RECIPES, name))
     load_params(params)
     assert dict(flatten(load(params))) == dict(flatten(load(ROOT / "params.yaml"))) | {
         key: after for key, (_, after) in changes.items()
@@ -111,21 +112,21 @@ def test_a_recipe_changes_its_values_alone_and_default_takes_them_back(params, n
     assert comments(params) == said
     lines = zip(before.decode().splitlines(), params.read_text().splitlines(), strict=True)
     assert sum(one != other for one, other in lines) == len(changes)
-    apply(params, recipe_values(RECIPES, "default"))
+    apply_values(params, recipe_values(RECIPES, "default"))
     assert params.read_bytes() == before
 
 
 def test_a_recipe_is_the_same_whatever_stood_there_before(params):
-    apply(params, recipe_values(RECIPES, "digits"))
+    apply_values(params, recipe_values(RECIPES, "digits"))
     alone = params.read_bytes()
-    apply(params, recipe_values(RECIPES, "lab-18k") | {"train.dropout": 0.3})
-    apply(params, recipe_values(RECIPES, "digits"))
+    apply_values(params, recipe_values(RECIPES, "lab-18k") | {"train.dropout": 0.3})
+    apply_values(params, recipe_values(RECIPES, "digits"))
     assert params.read_bytes() == alone
 
 
 def test_what_belongs_to_the_machine_stays(params):
-    apply(params, {"compute.processes": 3})
-    apply(params, recipe_values(RECIPES, "lab-2500"))
+    apply_values(params, {"compute.processes": 3})
+    apply_values(params, recipe_values(RECIPES, "lab-2500"))
     assert load(params)["compute"]["processes"] == 3
 
 
@@ -152,8 +153,8 @@ def test_values_besides_the_recipe(params):
         (["digits", "--set", "train=5"], "train: Input should be a valid dictionary"),
         (["digits", "--set", "train.epochs=2"], "train: exactly one of max_steps and epochs must be null"),
         (["digits", "--set", "train.seed"], "--set train.seed: expected KEY=VALUE, such as"),
-        (["digits", "--set", "train.seed=[1"], "--set train.seed=[1: '[1' is no YAML"),
-        (["digit"], "has no recipe digit; there are default, digits, "),
+        (["digits", "--set", "train.seed=[1"], "--set train.seed=[1: '[1' is not valid YAML"),
+        (["digit"], "has no recipe digit; choose one of default, digits, "),
         (["default", "--set", "download.corpus=folder"], "recordings is missing"),
     ],
 )
@@ -171,14 +172,16 @@ def test_what_is_wrong_is_told_and_changes_nothing(params, data, arguments, mess
 def test_a_params_file_that_is_none(params, text):
     params.unlink() if text is None else params.write_text(text)
     with pytest.raises(UserError, match=r"params.yaml"):
-        apply(params, {"train.seed": 2})
+        apply_values(params, {"train.seed": 2})
     assert text is None or params.read_text() == text
 
 
 def test_recordings_are_pinned_and_pinned_again_when_they_changed(params, data):
     rows = [{"path": f"{number}.wav", "text": f"Mening {number}"} for number in range(3)]
     write_table(data / "mine", rows)
-    apply(params, recipe_values(RECIPES, "default") | {"download.corpus": "folder", "download.folder.path": "mine"})
+    apply_values(
+        params, recipe_values(RECIPES, "default") | {"download.corpus": "folder", "download.folder.path": "mine"}
+    )
     first = load(params)["download"]["folder"]["digest"]
     assert first == folder.digest(data / "mine")
     record(data / "mine" / "1.wav", 9)
@@ -186,12 +189,12 @@ def test_recordings_are_pinned_and_pinned_again_when_they_changed(params, data):
     section = load(params)["download"]["folder"]
     assert section["path"] == "mine"
     assert section["digest"] == folder.digest(data / "mine") != first
-    apply(params, {"download.folder.digest": first})  # as told, where it is told
+    apply_values(params, {"download.folder.digest": first})  # as told, where it is told
     assert load(params)["download"]["folder"]["digest"] == first
 
 
 def test_a_digest_of_figures_alone_stays_a_text(params):
-    apply(params, {"download.folder.digest": "12345678"})
+    apply_values(params, {"download.folder.digest": "12345678"})
     assert load(params)["download"]["folder"]["digest"] == "12345678"
 
 
@@ -199,7 +202,7 @@ def test_a_recipe_is_described_in_its_first_line():
     for name in NAMES:
         first, second = (RECIPES / f"{name}.yaml").read_text().splitlines()[:2]
         assert first.startswith("# ") and second.startswith("# ")
-        assert description(RECIPES / f"{name}.yaml") == first[2:]
+        assert recipe_purpose(RECIPES / f"{name}.yaml") == first[2:]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -207,7 +210,7 @@ def test_a_recipe_runs_to_its_end(params, data, tiny, tmp_path, name):
     values = recipe_values(RECIPES, name)
     if values["whisper.base"] != "scratch":
         values |= {"whisper.base": str(tiny), "whisper.revision": folder_digest(tiny)}
-    apply(params, values | SHRUNK)
+    apply_values(params, values | SHRUNK)
     pack_release(data, values["download.common_voice.archive"])
     scores = run_stages(params, tmp_path)
     assert 0 <= scores["tuned"]["wer_low"] <= scores["tuned"]["wer_high"]
@@ -226,12 +229,11 @@ def pack_release(data: Path, name: str) -> None:
 def run_stages(params: Path, place: Path) -> dict[str, dict]:
     """All stages as dvc.yaml has them, in this process; returns the scores."""
     raw, shards, models = place / "raw", place / "features", place / "models"
-    sections = ("whisper", "download", "featurize", "train", "evaluate", "compute", "checkpoints")
-    settings = dict(zip(sections, load_params(params, *sections), strict=True))
-    download(settings["download"], raw, place / "dropped.tsv", place / "download.json", 1)
+    values = load_params(params)
+    download(values.download, raw, place / "dropped.tsv", place / "download.json", 1)
     for split in SPLITS:
-        featurize(settings["featurize"], raw / split, shards / split, place / f"{split}.json", 1)
-    pretrained(settings["whisper"], shards / "train", models / "pretrained")
+        featurize(values.featurize, raw / split, shards / split, place / f"{split}.json", 1)
+    pretrained(values.whisper, shards / "train", models / "pretrained")
     paths = Paths(
         train_shards=shards / "train",
         validation=shards / "validation",
@@ -241,10 +243,11 @@ def run_stages(params: Path, place: Path) -> dict[str, dict]:
         curves=place / "curves",
         dropped=place / "dropped-train.tsv",
         metrics=place / "train.json",
+        details=place / "train-details.json",
     )
-    train(settings["train"], settings["compute"], settings["checkpoints"], paths)
-    model = (settings["evaluate"], settings["compute"])
-    return {
-        name: evaluate(*model, models / name, shards / "test", place / f"{name}.tsv", place / name, place / "e.json")
-        for name in ("pretrained", "tuned")
-    }
+    train(values.train, values.compute, values.checkpoints, paths)
+    scores = {}
+    for name in ("pretrained", "tuned"):
+        results = Results(place / f"{name}.tsv", place / name, place / "metrics.json", place / "details.json")
+        scores[name] = evaluate(values.evaluate, values.compute, models / name, shards / "test", results)
+    return scores

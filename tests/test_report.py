@@ -2,7 +2,11 @@ import json
 import subprocess
 import sys
 
-SCORES = {"wer": 50.0, "wer_low": 45.0, "wer_high": 55.0, "wer_raw": 60.0, "cer": 20.0, "clips": 7, "words": 40}
+import pytest
+
+SCORES = {"wer": 50.0, "wer_low": 45.0, "wer_high": 55.0, "cer": 20.0}
+DETAILS = {"wer_raw": 60.0, "substitutions": 16, "deletions": 3, "insertions": 1, "words": 40, "clips": 7}
+SPLITS = ("train", "validation", "test")
 
 
 def report(folder):
@@ -10,16 +14,47 @@ def report(folder):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_table_shows_before_and_after(tmp_path):
-    (tmp_path / "pretrained.json").write_text(json.dumps(SCORES | {"wer": 100.0, "untrained": True}))
-    (tmp_path / "tuned.json").write_text(json.dumps(SCORES))
-    lines = report(tmp_path).stdout.splitlines()
+@pytest.fixture
+def metrics(tmp_path):
+    """What a run leaves."""
+    files = {
+        "evaluate/pretrained": SCORES | {"wer": 100.0, "untrained": True},
+        "evaluate/tuned": SCORES,
+        "train": {"validation_wer": 48.0, "best_step": 3, "steps": 4},
+        "details/evaluate/pretrained": DETAILS | {"dropped": {"no words": 1}},
+        "details/evaluate/tuned": DETAILS | {"dropped": {"no words": 1}},
+        "details/train": {"dropped": {"label too long": 1}},
+        "details/download": {split: {"dropped": {"too short": 2}} for split in SPLITS},
+    }
+    files |= {f"details/featurize/{split}": {"clips": 20, "seconds": 90.0, "dropped": {}} for split in SPLITS}
+    for name, values in files.items():
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    return tmp_path
+
+
+def test_table_shows_before_and_after(metrics):
+    lines = report(metrics).stdout.splitlines()
     assert lines[0].split()[2:4] == ["untrained", "tuned"]
     assert lines[1].split() == ["WER", "100.0", "50.0", "45.0", "to", "55.0"]
     assert not [line for line in lines if "voices" in line]  # neither model has those scores
+    assert [line.split()[-2:] for line in lines if "raw" in line] == [["60.0", "60.0"]]
 
 
-def test_missing_scores_say_what_to_do(tmp_path):
-    result = report(tmp_path)
+def test_counts_and_what_was_dropped_stand_below_the_table(metrics):
+    lines = report(metrics).stdout.splitlines()
+    assert lines[4:7] == [
+        "7 clips, 40 words: substitutions 16, deletions 3, insertions 1",
+        "Trained on 20 clips, 2 min: validation WER 48.0 % at step 3 of 4",
+        "Dropped: 6 too short, 1 label too long, 1 no words",
+    ]
+
+
+@pytest.mark.parametrize("name", ["evaluate/tuned", "train"])
+def test_missing_scores_say_what_to_do(metrics, name):
+    for path in (metrics / f"{name}.json", metrics / f"details/{name}.json"):
+        path.unlink()
+    result = report(metrics)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and "make repro" in result.stderr

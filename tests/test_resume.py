@@ -65,7 +65,7 @@ def test_a_second_process_waits_for_the_first_and_takes_over(place):
     first.send_signal(signal.SIGSTOP)  # so that it cannot finish meanwhile
     second = start(place, "pair")
     wait_for(second, lambda: "waiting for it" in (place / "pair/log").read_text())
-    assert f"in the hands of process {first.pid}" in (place / "pair/log").read_text()
+    assert f"held by process {first.pid}" in (place / "pair/log").read_text()
     first.kill()
     assert second.wait() == 0
     assert results(place, "pair") == results(place, "whole")
@@ -121,6 +121,6 @@ def test_a_run_of_other_code_is_adopted_when_told_to_and_recorded(place):
     (folder / "parts.json").write_text(json.dumps(parts))
     other = folder.rename(folder.with_name("0123456789abcdef"))
     assert start(place, "adopt", VISKA_ADOPT="012345").wait() == 0
-    assert json.loads((place / "adopt/metrics.json").read_text())["adopted"] == {"run": "012345", "differs": ["code"]}
+    assert json.loads((place / "adopt/details.json").read_text())["adopted"] == {"run": "012345", "differs": ["code"]}
     assert (place / "adopt/tuned/model.safetensors").read_bytes() == results(place, "whole")["tuned/model.safetensors"]
     assert other.exists()

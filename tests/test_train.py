@@ -43,6 +43,7 @@ def trained(tmp_path, tiny, shards_folder):
             curves=folder / "curves",
             dropped=folder / "dropped.tsv",
             metrics=folder / "metrics.json",
+            details=folder / "details.json",
         )
         return train(params.train, params.compute, params.checkpoints, paths), paths
 
@@ -60,7 +61,7 @@ def rows(path: Path) -> list[list[str]]:
 def test_training_changes_the_weights_and_says_how_it_went(trained, tiny):
     metrics, paths = trained()
     assert weights(paths.tuned) != weights(tiny)
-    assert metrics == json.loads(paths.metrics.read_text())
+    assert metrics == json.loads(paths.metrics.read_text()) | json.loads(paths.details.read_text())
     assert metrics["steps"] == 4 and metrics["best_step"] in (2, 4)
     assert [row[0] for row in rows(paths.curves / "training.tsv")] == ["step", "1", "2", "3", "4"]
     assert [row[0] for row in rows(paths.curves / "validation.tsv")] == ["step", "2", "4"]

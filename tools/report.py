@@ -1,13 +1,19 @@
-"""``python -m tools.report``: the test scores before and after, as a table."""
+"""``python -m tools.report``: the test scores before and after, as a table, and what they rest on."""
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from stages.asr.clips import SPLITS
 from stages.runtime.command import run
 from stages.runtime.errors import UserError
+
+Numbers = Mapping[str, Any]  # a stage's, by name
 
 ROWS = {
     "WER": "wer",
@@ -16,27 +22,34 @@ ROWS = {
     "WER, raw text": "wer_raw",
     "CER": "cer",
 }
+EDITS = ("substitutions", "deletions", "insertions")
 NEXT = """
 Next: dvc plots show --open · dvc metrics diff · data/transcripts/tuned.tsv, clip by clip
-      dvc exp run -S train.learning_rate=1e-3 · dvc exp show"""
+      dvc exp run -S train.learning_rate=1e-3
+      dvc exp show --only-changed --keep wer --drop 'Created|Exec|cer|best|val|.*/'"""
 
 
 @click.command()
-@click.option("--metrics", type=click.Path(path_type=Path), default="metrics/evaluate", help="Folder of the scores.")
+@click.option("--metrics", type=click.Path(path_type=Path), default="metrics", help="Folder of what stages measured.")
 def main(metrics: Path) -> None:
-    """Print the test scores of the pretrained and the tuned model."""
-    click.echo(table(*(read(metrics / f"{model}.json") for model in ("pretrained", "tuned"))) + "\n" + NEXT)
+    """Print the test scores of the pretrained and the tuned model, what they rest on, and what was left out."""
+    before, after = (read(metrics, f"evaluate/{model}") for model in ("pretrained", "tuned"))
+    train, found = read(metrics, "train"), read(metrics, "download")
+    splits = {split: read(metrics, f"featurize/{split}") for split in SPLITS}
+    dropped = [found[split]["dropped"] for split in SPLITS]
+    dropped += [stage["dropped"] for stage in (*splits.values(), train, after)]
+    click.echo(f"{table(before, after)}\n{training(train, splits['train'])}\n{drops(dropped)}\n{NEXT}")
 
 
-def read(path: Path) -> dict:
-    """One model's scores; raises UserError where evaluate has not written them."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run `make repro`") from None
+def read(metrics: Path, name: str) -> Numbers:
+    """What stands of ``name`` among the metrics and among their details; raises UserError where neither is there."""
+    paths = [path for folder in (metrics, metrics / "details") if (path := folder / f"{name}.json").exists()]
+    if not paths:
+        raise UserError(f"{metrics / name}.json is missing: run `make repro`")
+    return {key: value for path in paths for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
-def table(before: dict, after: dict) -> str:
+def table(before: Numbers, after: Numbers) -> str:
     """The rows that both models have, in percent, with the interval of the first."""
     heading = "untrained" if before.get("untrained") else "pretrained"
     lines = [f"{'Test, %':<20}{heading:>12}{'tuned':>8}   95 % interval"]
@@ -44,8 +57,21 @@ def table(before: dict, after: dict) -> str:
         if key in after and key in before:
             interval = f"   {after['wer_low']:.1f} to {after['wer_high']:.1f}" if key == "wer" else ""
             lines.append(f"{name:<20}{before[key]:>12.1f}{after[key]:>8.1f}{interval}")
-    lines.append(f"{after['clips']} clips, {after['words']} words")
+    edits = ", ".join(f"{kind} {after[kind]}" for kind in EDITS)
+    lines.append(f"{after['clips']} clips, {after['words']} words: {edits}")
     return "\n".join(lines)
+
+
+def training(end: Numbers, clips: Numbers) -> str:
+    """What the tuned model learned from, and which of its steps it is."""
+    heard = f"Trained on {clips['clips']} clips, {clips['seconds'] / 60:.0f} min"
+    return f"{heard}: validation WER {end['validation_wer']:.1f} % at step {end['best_step']} of {end['steps']}"
+
+
+def drops(dropped: list[Mapping[str, int]]) -> str:
+    """How many clips were dropped by any stage, by reason."""
+    counts = sum(map(Counter, dropped), Counter[str]())
+    return "Dropped: " + (", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,18 @@ import errno
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from stages.runtime.errors import UserError
 
-STOPS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+if TYPE_CHECKING:
+    from click import Command
+
+STOPS: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
-def run(load: Callable[[], Callable], arguments: list[str]) -> None:
+def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
     """Load and run a click command, then end the process: with 0 only where the work is done.
 
     DVC records a stage that exits 0 as done, so Ctrl-C ends with 130 and SIGTERM with 143, one line each, also while
@@ -19,31 +24,31 @@ def run(load: Callable[[], Callable], arguments: list[str]) -> None:
     """
     came: list[int] = []
 
-    def stop(number: int, _) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         came.append(number)
         raise Stopped
 
     for number in STOPS:
         signal.signal(number, stop)
     try:
-        status = call(load, arguments)
+        status = invoke(load, arguments)
     except BaseException as error:
         if not came:
-            status = explain(error)
+            status = report_error(error)
     if came:  # whatever became of the exception: a finalizer swallows it, an import turns it into another
-        status = tell(f"stopped by {STOPS[came[0]]}", 128 + came[0])
+        status = report(f"stopped by {STOPS[came[0]]}", 128 + came[0])
     sys.exit(status)
 
 
-def explain(error: BaseException) -> int:
-    """The status of what a person can mend, told in a line; raises anything else again."""
+def report_error(error: BaseException) -> int:
+    """Say in a line what a person can mend, and give its exit status; raises anything else again."""
     if isinstance(error, UserError):
-        return tell(f"Error: {error}", 1)
+        return report(f"Error: {error}", 1)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" for {error.filename}" if error.filename else ""
-        return tell(f"Error: no space is left on the disk{place}: free some and run the same command again", 1)
+        return report(f"Error: no space is left on the disk{place}: free some and run the same command again", 1)
     if isinstance(error, PermissionError):
-        return tell(f"Error: {error.filename}: permission denied: let this user read and write it (chmod, chown)", 1)
+        return report(f"Error: {error.filename}: permission denied: let this user read and write it (chmod, chown)", 1)
     raise error
 
 
@@ -51,17 +56,18 @@ class Stopped(BaseException):
     """A signal, as an exception that passes through ``except Exception``, so that files are closed on the way."""
 
 
-def call(load: Callable[[], Callable], arguments: list[str]) -> int:
+def invoke(load: "Callable[[], Command]", arguments: list[str]) -> int:
     """The status of a click command, which explains wrong options itself."""
     import click  # only here, where a signal is already heard
 
     try:
-        return load().main(arguments, standalone_mode=False) or 0
+        status: int = load().main(arguments, standalone_mode=False) or 0
+        return status
     except click.ClickException as error:
         error.show()
         return error.exit_code
 
 
-def tell(message: str, status: int) -> int:
+def report(message: str, status: int) -> int:
     print(message, file=sys.stderr)
     return status

@@ -27,12 +27,20 @@ def reached_modules(module: str, leave_out: frozenset[str] = frozenset(), root: 
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        path = root.joinpath(*name.split(".")).with_suffix(".py")
-        if name in seen or name in leave_out or not path.is_file():
+        path = source_path(name, root)
+        if name in seen or name in leave_out or not path:
             continue
         seen[name] = path
         waiting += imported_names(path.read_text(encoding="utf-8"))
+        waiting.append(name.rpartition(".")[0])  # its package runs first
     return dict(sorted(seen.items()))
+
+
+def source_path(name: str, root: Path) -> Path | None:
+    """The file of a module, or of a package that has code of its own; None where there is neither."""
+    place = root.joinpath(*name.split("."))
+    found = (path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file())
+    return next((path for path in found if path.name != "__init__.py" or path.stat().st_size), None)
 
 
 def modules_of(folder: str, root: Path = ROOT) -> Iterator[str]:

@@ -1,14 +1,20 @@
 """How far a long step has come: a bar in a terminal, a line now and then in a log or a pipe."""
 
 import sys
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
 LINE_EVERY = 30  # seconds between two lines where nobody watches
 
 
-class ProgressBar(tqdm):
+if TYPE_CHECKING:
+    Bar = tqdm[Any]
+else:
+    Bar = tqdm  # is generic in its stubs alone
+
+
+class ProgressBar(Bar):
     """tqdm's bar on stderr; where that is no terminal, whole lines that do not overwrite one another."""
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -33,3 +39,13 @@ class Lines:
 
     def flush(self) -> None:
         self.stream.flush()
+
+
+def note(message: str) -> None:
+    """A line on stderr, for whoever watches."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """The same, below a bar that may stand there."""
+    note(f"\nwarning: {message}")

@@ -12,11 +12,9 @@ SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh"}
 class Parent:
     """The process that runs this one under DVC, and the shell between the two; nothing outside of DVC."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.watched: list[psutil.Process] = []
-        if "DVC_ROOT" not in os.environ:
-            return
-        process = psutil.Process().parent()
+        process = psutil.Process().parent() if "DVC_ROOT" in os.environ else None
         while process is not None:
             self.watched.append(process)
             process = process.parent() if process.name() in SHELLS else None

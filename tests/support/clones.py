@@ -12,22 +12,28 @@ from tests.support.drive import CLIENT, SCOPE, Drive
 from tests.support.material import ROOT
 
 ANNA = "anna@example.com"
-QUICK = {"DRIVE_BACKOFF": "0.001", "DRIVE_TIMEOUT": "5", "DRIVE_PATIENCE": "60"}  # seconds
+QUICK_RETRIES = {"DRIVE_BACKOFF": "0.001", "DRIVE_TIMEOUT": "5", "DRIVE_PATIENCE": "60"}  # seconds
 CONFIG = "[core]\n    analytics = false\n    remote = drive\n['remote \"drive\"']\n    url = gdrive://{}\n"
 
 
-def environment(drive: Drive, home: Path, **more: str) -> dict[str, str]:
+def clone_environment(drive: Drive, home: Path, **more: str) -> dict[str, str]:
     """Variables for a process on one person's machine."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     git = {f"GIT_{who}_{what}": "a@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    return drive.environment(home) | QUICK | git | {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "300"} | more
+    return (
+        drive.environment(home) | QUICK_RETRIES | git | {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "300"} | more
+    )
 
 
 class Clone:
     """A repository and the machine it is on."""
 
     def __init__(self, drive: Drive, folder: Path):
-        self.drive, self.folder, self.env = drive, folder, environment(drive, folder.parent / f"{folder.name}-home")
+        self.drive, self.folder, self.env = (
+            drive,
+            folder,
+            clone_environment(drive, folder.parent / f"{folder.name}-home"),
+        )
 
     def start(self, *command: str, **more: str) -> subprocess.Popen:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -72,13 +78,13 @@ class Clone:
         paths = {name: self.folder / name for name in names}
         return {name: path.read_bytes() if path.is_file() else None for name, path in paths.items()}
 
-    def objects(self) -> dict[str, bytes]:
+    def cached_objects(self) -> dict[str, bytes]:
         """The local cache, by name."""
         folder = self.folder / ".dvc/cache/files/md5"
         return {path.parent.name + path.name: path.read_bytes() for path in folder.glob("*/*")}
 
 
-def shaped(shards: int, models: int, others: int, size: int = 40) -> dict[str, bytes]:
+def sample_files(shards: int, models: int, others: int, size: int = 40) -> dict[str, bytes]:
     """Files as the pipeline has them: features in three splits, models of nine files, tables."""
     splits = ["train"] * (shards - 2) + ["validation", "test"]
     names = [f"data/features/{split}/{number:05}.zip" for number, split in enumerate(splits)]
@@ -87,6 +93,6 @@ def shaped(shards: int, models: int, others: int, size: int = 40) -> dict[str, b
     return {name: (name.encode() * size)[: size * 25] for name in names}
 
 
-def targets(files: dict[str, bytes]) -> list[str]:
+def dvc_targets(files: dict[str, bytes]) -> list[str]:
     """What ``dvc add`` takes for them: folders of features and models, single tables."""
     return sorted({name if "tables" in name else name.rpartition("/")[0] for name in files})

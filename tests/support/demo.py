@@ -76,7 +76,7 @@ def babbling_models(tiny: Path, root: Path) -> Models:
     for name, seed in (("tuned", 4), ("pretrained", 5)):
         save_model(babbler(tiny, seed), root / "models" / name)
     write_json(root / "metrics/evaluate/tuned.json", {"wer": 12.3, "wer_low": 11.0, "wer_high": 14.5})
-    write_json(root / "metrics/featurize/train.json", {"clips": 3000})
+    write_json(root / "metrics/details/featurize/train.json", {"clips": 3000})
     shutil.copy(ROOT / "params.yaml", root)
     return repository_models(root, 2)
 

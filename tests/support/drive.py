@@ -30,15 +30,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from tests.support.authority import make_authority
-from tests.support.query import Query, QueryError, select
+from tests.support.query import Query, QueryError, select_fields
 
-HOSTS = ["www.googleapis.com", "oauth2.googleapis.com"]
-FOLDER = "application/vnd.google-apps.folder"
+GOOGLE_HOSTS = ["www.googleapis.com", "oauth2.googleapis.com"]
+FOLDER_MIME = "application/vnd.google-apps.folder"
 SCOPE = "https://www.googleapis.com/auth/drive"
-GRAIN = 256 * 1024  # bytes; what is kept of an interrupted upload, and of what every chunk but the last is a multiple
+UPLOAD_UNIT = 256 * 1024  # bytes; an interrupted upload keeps whole ones, and every chunk but the last is of whole ones
 CLIENT = {"client_id": "client-1.apps.googleusercontent.com", "client_secret": "GOCSPX-very-secret"}
 WRITERS = ("owner", "writer")
-ROUTES = [  # method, path, operation, the query's parameters
+API_ROUTES = [  # method, path, operation, the query's parameters
     ("GET", r"/drive/v2/about", "about", "fields"),
     ("GET", r"/drive/v2/files", "list", "q maxResults pageToken corpora driveId fields"),
     ("GET", r"/drive/v2/files/(?P<id>[^/]+)", "get", "fields acknowledgeAbuse"),
@@ -49,14 +49,14 @@ ROUTES = [  # method, path, operation, the query's parameters
     ("PUT", r"/upload/drive/v2/files", "put", "uploadType upload_id"),
     ("POST", r"/token", "token", ""),
 ]
-COMMON = {"alt", "supportsAllDrives", "includeItemsFromAllDrives", "prettyPrint"}
-CALLS = {"about", "list", "get", "insert", "trash", "delete", "start", "put", "download"}
-FAULTS = {  # each fault by the operations that it can strike
-    "429": CALLS,
-    "500 with HTML": CALLS | {"token"},
-    "503": CALLS,
-    "silence": CALLS,
-    "token expiry": CALLS,
+COMMON_PARAMETERS = {"alt", "supportsAllDrives", "includeItemsFromAllDrives", "prettyPrint"}
+API_OPERATIONS = {"about", "list", "get", "insert", "trash", "delete", "start", "put", "download"}
+FAULTS = {  # each fault by the operations in which it can be injected
+    "429": API_OPERATIONS,
+    "500 with HTML": API_OPERATIONS | {"token"},
+    "503": API_OPERATIONS,
+    "silence": API_OPERATIONS,
+    "token expiry": API_OPERATIONS,
     "reset mid-upload": {"put"},
     "cut without reply": {"put"},
     "stored then cut": {"put", "insert"},
@@ -68,7 +68,7 @@ FAULTS = {  # each fault by the operations that it can strike
 
 
 @dataclass
-class Item:
+class DriveItem:
     """A file or folder as Drive keeps it."""
 
     id: str
@@ -89,7 +89,7 @@ class Item:
         known |= {"parents": [{"id": self.parent, "kind": "drive#parentReference"}] if self.parent else []}
         if self.drive:
             known["driveId"] = self.drive
-        if self.mime != FOLDER:
+        if self.mime != FOLDER_MIME:
             known |= {"fileSize": str(len(self.data)), "md5Checksum": hashlib.md5(self.data).hexdigest()}
         return known
 
@@ -98,13 +98,13 @@ class Item:
 class Upload:
     """A resumable session."""
 
-    item: Item
+    item: DriveItem
     size: int
     received: bytearray = field(default_factory=bytearray)
     done: bool = False
 
 
-class Refusal(Exception):
+class ErrorResponse(Exception):
     """An answer with an error: status, reason, message."""
 
     def __init__(self, status: int, reason: str, message: str = ""):
@@ -113,29 +113,29 @@ class Refusal(Exception):
 
 
 class Drive(ThreadingHTTPServer):
-    """Holds the accounts and their files; ``asked`` has every operation, ``fired`` every fault, in order."""
+    """Holds the accounts and their files; ``operations`` has every operation, ``injected`` every fault, in order."""
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.authority, self.tls = make_authority(folder, HOSTS)
+        super().__init__(("127.0.0.1", 0), DriveHandler)
+        self.authority, self.tls = make_authority(folder, GOOGLE_HOSTS)
         self.lock = threading.RLock()
         self.random = random.Random(7)
-        self.items: dict[str, Item] = {}
+        self.items: dict[str, DriveItem] = {}
         self.uploads: dict[str, Upload] = {}
         self.tokens: dict[str, str] = {}  # the account by access token
         self.refresh_tokens: dict[str, str] = {}  # the account by refresh token
         self.codes: dict[str, tuple[str, str]] = {}  # the account and redirect address by code
         self.services: dict[str, rsa.RSAPublicKey] = {}  # service accounts
         self.quotas: dict[str, int] = {}  # bytes by account; without an entry there is no limit
-        self.page_size, self.api_on, self.testing = 1000, True, False
-        self.asked: list[str] = []
+        self.page_size, self.api_enabled, self.testing = 1000, True, False
+        self.operations: list[str] = []
         self.errors: list[str] = []
-        self.fired: list[str] = []
+        self.injected: list[str] = []
         self.received: list[int] = []  # bytes of each chunk that came
-        self.script: Callable[[str], str | None] = Script([])
+        self.script: Callable[[str], str | None] = FaultScript([])
         self.root = self.add("root of anna", None, owner="anna@example.com").id
 
     @property
@@ -150,37 +150,37 @@ class Drive(ThreadingHTTPServer):
         return folders | flags | {"https_proxy": self.url, "HTTPLIB2_CA_CERTS": str(self.authority)}
 
     def counts(self) -> Counter:
-        return Counter(self.asked)
+        return Counter(self.operations)
 
     # What tests prepare and look at
 
-    def add(self, title: str, parent: str | None, data: bytes | None = None, **values) -> Item:
+    def add(self, title: str, parent: str | None, data: bytes | None = None, **values) -> DriveItem:
         """A new file, or a folder where there is no data."""
         with self.lock:
             above = self.items.get(parent or "")
             values = {"owner": above.owner if above else "", "drive": above.drive if above else None} | values
-            mime = FOLDER if data is None else "application/octet-stream"
-            item = Item(self.new_id(), title, parent, mime, data=data or b"", **values)
+            mime = FOLDER_MIME if data is None else "application/octet-stream"
+            item = DriveItem(self.new_id(), title, parent, mime, data=data or b"", **values)
             item.created = item.created or self.now()
             if not parent:
                 item.roles.setdefault(item.owner, "owner")
             self.items[item.id] = item
             return item
 
-    def share(self, item: Item, account: str, role: str = "writer") -> None:
+    def share(self, item: DriveItem, account: str, role: str = "writer") -> None:
         item.roles[account] = role
 
-    def shared_drive(self, *accounts: str) -> Item:
+    def shared_drive(self, *accounts: str) -> DriveItem:
         """The top folder of a shared drive with these members."""
         top = self.add("shared", None, owner="organisation")
         top.drive, top.roles = top.id, dict.fromkeys(accounts, "writer")
         return top
 
-    def files(self, trashed: bool = False) -> list[Item]:
+    def files(self, trashed: bool = False) -> list[DriveItem]:
         """Every file that is no folder."""
-        return [item for item in self.items.values() if item.mime != FOLDER and item.trashed is trashed]
+        return [item for item in self.items.values() if item.mime != FOLDER_MIME and item.trashed is trashed]
 
-    def below(self, id: str) -> list[Item]:
+    def children(self, id: str) -> list[DriveItem]:
         return [item for item in self.items.values() if item.parent == id]
 
     def duplicates(self) -> list[str]:
@@ -212,7 +212,7 @@ class Drive(ThreadingHTTPServer):
         self.codes[code] = account, query["redirect_uri"]
         return f"{query['redirect_uri']}?{urlencode({'code': code, 'scope': query['scope']})}"
 
-    # What the handler asks
+    # What the handler calls
 
     def new_id(self) -> str:
         with self.lock:
@@ -221,7 +221,7 @@ class Drive(ThreadingHTTPServer):
     def now(self) -> str:
         return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
-    def role(self, item: Item, account: str) -> str | None:
+    def role(self, item: DriveItem, account: str) -> str | None:
         """What an account may do with an item: owner, writer, reader or nothing."""
         while item:
             if account in item.roles:
@@ -229,7 +229,7 @@ class Drive(ThreadingHTTPServer):
             item = self.items.get(item.parent or "")
         return None
 
-    def gone(self, item: Item) -> bool:
+    def is_trashed(self, item: DriveItem) -> bool:
         """In the trash itself or by a folder above it."""
         while item:
             if item.trashed:
@@ -237,34 +237,34 @@ class Drive(ThreadingHTTPServer):
             item = self.items.get(item.parent or "")
         return False
 
-    def find(self, id: str, account: str, writes: bool = False) -> Item:
+    def find(self, id: str, account: str, writes: bool = False) -> DriveItem:
         item = self.items.get(id)
         role = item and self.role(item, account)
         if not role:
-            raise Refusal(404, "notFound", f"File not found: {id}")
+            raise ErrorResponse(404, "notFound", f"File not found: {id}")
         if writes and role not in WRITERS:
-            raise Refusal(403, "insufficientFilePermissions", "The user does not have sufficient permissions")
+            raise ErrorResponse(403, "insufficientFilePermissions", "The user does not have sufficient permissions")
         return item
 
-    def removable(self, id: str, account: str) -> Item:
+    def find_removable(self, id: str, account: str) -> DriveItem:
         """An item that an account may remove: outside of shared drives its owner alone."""
         item = self.find(id, account, writes=True)
         if not item.drive and item.owner != account:
-            raise Refusal(403, "insufficientFilePermissions", "The user does not have sufficient permissions")
+            raise ErrorResponse(403, "insufficientFilePermissions", "The user does not have sufficient permissions")
         return item
 
-    def used(self, account: str, trashed: bool | None = None) -> int:
+    def used_bytes(self, account: str, trashed: bool | None = None) -> int:
         """Bytes that an account owns outside of shared drives; the trash counts."""
         items = [item for item in self.items.values() if item.owner == account and not item.drive]
         return sum(len(item.data) for item in items if trashed is None or item.trashed is trashed)
 
-    def check_room(self, item: Item, size: int) -> None:
+    def check_quota(self, item: DriveItem, size: int) -> None:
         if item.drive:
             return
         if item.owner in self.services:
-            raise Refusal(403, "storageQuotaExceeded", "Service Accounts do not have storage quota.")
-        if item.owner in self.quotas and self.used(item.owner) + size > self.quotas[item.owner]:
-            raise Refusal(403, "storageQuotaExceeded", "The user's Drive storage quota has been exceeded.")
+            raise ErrorResponse(403, "storageQuotaExceeded", "Service Accounts do not have storage quota.")
+        if item.owner in self.quotas and self.used_bytes(item.owner) + size > self.quotas[item.owner]:
+            raise ErrorResponse(403, "storageQuotaExceeded", "The user's Drive storage quota has been exceeded.")
 
     def new_token(self, account: str) -> dict:
         token = f"ya29.{self.new_id()}"
@@ -277,8 +277,8 @@ class Drive(ThreadingHTTPServer):
             self.errors.append(error)
 
 
-class Script:
-    """Faults in the order given, each at the first operation that it can strike."""
+class FaultScript:
+    """Faults in the order given, each at the first operation in which it can be injected."""
 
     def __init__(self, faults: list[str]):
         assert set(faults) <= set(FAULTS)
@@ -293,18 +293,18 @@ class Script:
         return None
 
 
-class Cut(Exception):
+class ConnectionCut(Exception):
     """Close the connection without another word."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class DriveHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: Drive
 
     def do_CONNECT(self) -> None:
         host, _, port = self.path.partition(":")
-        if host not in HOSTS or port != "443":
+        if host not in GOOGLE_HOSTS or port != "443":
             self.server.errors.append(f"CONNECT {self.path}")
             self.send_error(403)
             return
@@ -319,7 +319,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def do_GET(self) -> None:
-        """Every method: find the operation, strike it with a fault or do it, and answer."""
+        """Every method: find the operation, inject a fault or do it, and answer."""
         with suppress(AttributeError):  # Linux: the client holds the body back until the headers are acknowledged
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         if self.path.startswith("/o/oauth2/auth?"):  # a browser of a test, which comes without TLS
@@ -334,11 +334,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             operation, values = self.route(method, url.path, query)
             with self.server.lock:
-                self.server.asked.append(operation)
-            self.strike(operation, lambda: getattr(self, operation)(query=query, **values))
-        except Refusal as refusal:
-            self.refuse(refusal)
-        except Cut:
+                self.server.operations.append(operation)
+            self.inject(operation, lambda: getattr(self, operation)(query=query, **values))
+        except ErrorResponse as error:
+            self.answer_error(error)
+        except ConnectionCut:
             self.close_connection = True
         return None
 
@@ -346,28 +346,28 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self, method: str, path: str, query: dict) -> tuple[str, dict]:
         """The operation and what its path names; unknown ones and unknown parameters are noted."""
-        for verb, pattern, operation, allowed in ROUTES:
+        for verb, pattern, operation, allowed in API_ROUTES:
             match = re.fullmatch(pattern, path)
             if verb == method and match and getattr(self, "inside", False):
-                if unknown := set(query) - COMMON - set(allowed.split()):
-                    raise self.wrong(f"{method} {path} with unknown {sorted(unknown)}")
+                if unknown := set(query) - COMMON_PARAMETERS - set(allowed.split()):
+                    raise self.unknown_request(f"{method} {path} with unknown {sorted(unknown)}")
                 if operation == "get" and query.get("alt") == "media":
                     operation = "download"
                 return operation, {key: value for key, value in match.groupdict().items() if value}
-        raise self.wrong(f"unknown request {method} {path}")
+        raise self.unknown_request(f"unknown request {method} {path}")
 
-    def wrong(self, message: str) -> Refusal:
+    def unknown_request(self, message: str) -> ErrorResponse:
         self.server.errors.append(message)
-        return Refusal(400, "badRequest", message)
+        return ErrorResponse(400, "badRequest", message)
 
-    def strike(self, operation: str, work: Callable[[], None]) -> None:
+    def inject(self, operation: str, work: Callable[[], None]) -> None:
         """Do the work, or what a fault makes of it."""
         self.fault = self.server.script(operation)
         if self.fault:
-            self.server.fired.append(self.fault)
+            self.server.injected.append(self.fault)
         if self.fault in ("429", "503"):
             self.body()
-            raise Refusal(int(self.fault), {"429": "rateLimitExceeded", "503": "backendError"}[self.fault])
+            raise ErrorResponse(int(self.fault), {"429": "rateLimitExceeded", "503": "backendError"}[self.fault])
         if self.fault == "500 with HTML":
             self.body()
             self.answer(500, b"<html><title>Error 500 (Server Error)!!1</title></html>", "text/html")
@@ -375,9 +375,9 @@ class Handler(BaseHTTPRequestHandler):
             self.body()
             with suppress(OSError):
                 self.rfile.read(1)  # until the client gives up
-            raise Cut
+            raise ConnectionCut
         elif self.fault == "quota reached":
-            raise Refusal(403, "storageQuotaExceeded", "The user's Drive storage quota has been exceeded.")
+            raise ErrorResponse(403, "storageQuotaExceeded", "The user's Drive storage quota has been exceeded.")
         else:
             if self.fault == "token expiry":
                 self.server.tokens.pop(self.bearer(), None)
@@ -394,19 +394,19 @@ class Handler(BaseHTTPRequestHandler):
         }
         grant = grants.get(form.get("grant_type"))
         if not grant:
-            raise self.wrong(f"grant {form.get('grant_type')}")
+            raise self.unknown_request(f"grant {form.get('grant_type')}")
         status, reply = grant(form)
         self.answer_json(reply, status)
 
     def refresh(self, form: dict) -> tuple[int, dict]:
-        if refused := wrong_client(form):
+        if refused := check_client(form):
             return refused
         if form["refresh_token"] not in self.server.refresh_tokens:
             return 400, oauth_error("invalid_grant", "Token has been expired or revoked.")
         return 200, self.server.new_token(self.server.refresh_tokens[form["refresh_token"]])
 
     def exchange(self, form: dict) -> tuple[int, dict]:
-        if refused := wrong_client(form):
+        if refused := check_client(form):
             return refused
         account, redirect = self.server.codes.pop(form["code"], (None, None))
         if not account or redirect != form.get("redirect_uri"):
@@ -428,7 +428,7 @@ class Handler(BaseHTTPRequestHandler):
         except InvalidSignature:
             return 400, oauth_error("invalid_grant", "Invalid JWT Signature.")
         if claim["aud"] != "https://oauth2.googleapis.com/token" or SCOPE not in claim["scope"].split():
-            raise self.wrong(f"claim {claim}")
+            raise self.unknown_request(f"claim {claim}")
         return 200, self.server.new_token(claim["iss"])
 
     def about(self, query: dict) -> None:
@@ -436,9 +436,9 @@ class Handler(BaseHTTPRequestHandler):
         known = {"user": {"emailAddress": account}, "quotaType": "LIMITED" if account in drive.quotas else "UNLIMITED"}
         numbers = {
             "quotaBytesTotal": drive.quotas.get(account, 0),
-            "quotaBytesUsed": drive.used(account),
-            "quotaBytesUsedAggregate": drive.used(account),
-            "quotaBytesUsedInTrash": drive.used(account, trashed=True),
+            "quotaBytesUsed": drive.used_bytes(account),
+            "quotaBytesUsedAggregate": drive.used_bytes(account),
+            "quotaBytesUsedInTrash": drive.used_bytes(account, trashed=True),
         }
         self.answer_json(self.selected(known | {key: str(value) for key, value in numbers.items()}, query))
 
@@ -447,16 +447,16 @@ class Handler(BaseHTTPRequestHandler):
         try:
             wanted = Query(query.get("q", ""))
         except QueryError as error:
-            raise self.wrong(f"q: {error}") from None
+            raise self.unknown_request(f"q: {error}") from None
         for parent in wanted.parents:
             item = self.server.find(parent, account)
             if item.drive and (query.get("driveId"), query.get("corpora")) != (item.drive, "drive"):
-                raise self.wrong(f"list of shared drive {item.drive} by {query}")
+                raise self.unknown_request(f"list of shared drive {item.drive} by {query}")
             if item.drive and not query.get("supportsAllDrives") == query.get("includeItemsFromAllDrives") == "true":
-                raise self.wrong("list of a shared drive without the flags for it")
+                raise self.unknown_request("list of a shared drive without the flags for it")
         with self.server.lock:
             held = sorted(self.server.items.items())
-        found = [item.resource() | {"labels": {"trashed": self.server.gone(item)}} for _, item in held]
+        found = [item.resource() | {"labels": {"trashed": self.server.is_trashed(item)}} for _, item in held]
         found = [item for item in found if wanted.matches(item)]
         found = [item for item in found if self.server.role(self.server.items[item["id"]], account)]
         self.answer_page(found, query)
@@ -467,7 +467,7 @@ class Handler(BaseHTTPRequestHandler):
         if "pageToken" in query:
             owner, _, start = query["pageToken"].rpartition(".")
             if owner != mark:
-                raise self.wrong("a page token of another query")
+                raise self.unknown_request("a page token of another query")
         end = int(start) + min(int(query.get("maxResults", 100)), self.server.page_size)
         reply = {"kind": "drive#fileList", "items": found[int(start) : end]}
         if end < len(found):
@@ -476,13 +476,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def get(self, query: dict, id: str) -> None:
         account = self.account()
-        item = self.findable(id, account, query)
+        item = self.find_visible(id, account, query)
         rights = self.server.role(item, account) in WRITERS
-        known = {"editable": rights, "capabilities": {"canAddChildren": rights and item.mime == FOLDER}}
+        known = {"editable": rights, "capabilities": {"canAddChildren": rights and item.mime == FOLDER_MIME}}
         self.answer_json(self.selected(item.resource() | known, query))
 
     def download(self, query: dict, id: str) -> None:
-        item = self.findable(id, self.account(), query)
+        item = self.find_visible(id, self.account(), query)
         total = len(item.data)
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", f"bytes=0-{total}"))
         first, last = int(match[1]), min(int(match[2]), total - 1)
@@ -497,41 +497,41 @@ class Handler(BaseHTTPRequestHandler):
         cut = len(data) // 2 if self.fault == "cut download" else None
         self.answer(206 if partial else 200, data, "application/octet-stream", headers, cut)
         if cut is not None:
-            raise Cut
+            raise ConnectionCut
 
     def insert(self, query: dict) -> None:
         """A folder; files come by ``start``."""
         item = self.new_item(query, json.loads(self.body()))
-        if item.mime != FOLDER:
-            raise self.wrong("a file without content")
-        self.keep(item)
+        if item.mime != FOLDER_MIME:
+            raise self.unknown_request("a file without content")
+        self.complete(item)
 
-    def new_item(self, query: dict, body: dict) -> Item:
+    def new_item(self, query: dict, body: dict) -> DriveItem:
         if unknown := set(body) - {"title", "parents", "mimeType"}:
-            raise self.wrong(f"unknown {sorted(unknown)} in a new file")
+            raise self.unknown_request(f"unknown {sorted(unknown)} in a new file")
         account, (parent,) = self.account(), body["parents"]
         above = self.server.find(parent["id"], account, writes=True)
         if above.drive and query.get("supportsAllDrives") != "true":
-            raise Refusal(404, "notFound", f"File not found: {above.id}")
+            raise ErrorResponse(404, "notFound", f"File not found: {above.id}")
         mime = body.get("mimeType", "application/octet-stream")
-        return Item(self.server.new_id(), body["title"], above.id, mime, account, drive=above.drive)
+        return DriveItem(self.server.new_id(), body["title"], above.id, mime, account, drive=above.drive)
 
-    def keep(self, item: Item) -> None:
+    def complete(self, item: DriveItem) -> None:
         """Make a complete item appear, and say so unless a fault forbids it."""
         with self.server.lock:
             item.created = self.server.now()
             self.server.items[item.id] = item
         if self.fault == "stored then 503":
-            raise Refusal(503, "backendError")
+            raise ErrorResponse(503, "backendError")
         if self.fault == "stored then cut":
-            raise Cut
+            raise ConnectionCut
         self.answer_json(item.resource())
 
     def start(self, query: dict) -> None:
         if query.get("uploadType") != "resumable":
-            raise self.wrong(f"upload {query}")
+            raise self.unknown_request(f"upload {query}")
         item, size = self.new_item(query, json.loads(self.body())), int(self.headers["X-Upload-Content-Length"])
-        self.server.check_room(item, size)
+        self.server.check_quota(item, size)
         session = self.server.new_id()
         self.server.uploads[session] = Upload(item, size)
         address = f"https://www.googleapis.com/upload/drive/v2/files?uploadType=resumable&upload_id={session}"
@@ -541,17 +541,17 @@ class Handler(BaseHTTPRequestHandler):
         """A chunk, or the question how much has arrived (``bytes */total``)."""
         upload, account = self.server.uploads.get(query["upload_id"]), self.account()
         if not upload or upload.item.owner != account:
-            raise Refusal(404, "notFound", "no such upload session")
+            raise ErrorResponse(404, "notFound", "no such upload session")
         asked = self.headers.get("Content-Range", "bytes 0--1/0")
         match = re.fullmatch(r"bytes (?:\*|(\d+)-(-?\d+))/(\d+)", asked)
         if not match or int(match[3]) != upload.size:
-            raise self.wrong(f"Content-Range {asked} for {upload.size} bytes")
+            raise self.unknown_request(f"Content-Range {asked} for {upload.size} bytes")
         body = self.receive(upload)
         if match[1] and not upload.done:
             if int(match[1]) > len(upload.received) or int(match[2]) - int(match[1]) + 1 != len(body):
-                raise self.wrong(f"Content-Range {asked} after {len(upload.received)} bytes with {len(body)}")
-            if len(body) % GRAIN and int(match[2]) + 1 != upload.size:
-                raise self.wrong(f"a chunk of {len(body)} bytes")
+                raise self.unknown_request(f"Content-Range {asked} after {len(upload.received)} bytes with {len(body)}")
+            if len(body) % UPLOAD_UNIT and int(match[2]) + 1 != upload.size:
+                raise self.unknown_request(f"a chunk of {len(body)} bytes")
             upload.received += body[len(upload.received) - int(match[1]) :]  # what it has already it passes over
         if len(upload.received) < upload.size:
             held = {"Range": f"bytes=0-{len(upload.received) - 1}"} if upload.received else {}
@@ -559,40 +559,40 @@ class Handler(BaseHTTPRequestHandler):
         elif upload.done:
             self.answer_json(upload.item.resource())
         else:
-            self.server.check_room(upload.item, upload.size)
+            self.server.check_quota(upload.item, upload.size)
             upload.done, upload.item.data = True, bytes(upload.received)
-            self.keep(upload.item)
+            self.complete(upload.item)
 
     def receive(self, upload: Upload) -> bytes:
-        """A chunk's body, unless a fault strikes in the middle; whole grains that arrived are kept."""
+        """A chunk's body, unless a fault comes in the middle; whole units that arrived are kept."""
         length = int(self.headers.get("Content-Length", 0))
         self.server.received.append(length)
         if self.fault == "reset mid-upload":
-            upload.received += self.rfile.read(length // 2)[: length // 2 // GRAIN * GRAIN]
+            upload.received += self.rfile.read(length // 2)[: length // 2 // UPLOAD_UNIT * UPLOAD_UNIT]
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            raise Cut
+            raise ConnectionCut
         body = self.body()
         if self.fault == "cut without reply":
-            raise Cut
+            raise ConnectionCut
         return body
 
     def trash(self, query: dict, id: str) -> None:
-        item = self.server.removable(self.findable(id, self.account(), query).id, self.account())
+        item = self.server.find_removable(self.find_visible(id, self.account(), query).id, self.account())
         item.trashed = True
         self.answer_json(item.resource())
 
     def delete(self, query: dict, id: str) -> None:
-        item = self.server.removable(self.findable(id, self.account(), query).id, self.account())
+        item = self.server.find_removable(self.find_visible(id, self.account(), query).id, self.account())
         with self.server.lock:
             self.server.items.pop(item.id, None)
         self.answer(204, b"")
 
     # Parts of a request and of an answer
 
-    def findable(self, id: str, account: str, query: dict) -> Item:
+    def find_visible(self, id: str, account: str, query: dict) -> DriveItem:
         item = self.server.find(id, account)
         if item.drive and query.get("supportsAllDrives") != "true" and query.get("alt") != "media":
-            raise Refusal(404, "notFound", f"File not found: {id}")
+            raise ErrorResponse(404, "notFound", f"File not found: {id}")
         return item
 
     def bearer(self) -> str:
@@ -602,16 +602,18 @@ class Handler(BaseHTTPRequestHandler):
         account = self.server.tokens.get(self.bearer())
         if not account:
             self.body()
-            raise Refusal(401, "authError", "Invalid Credentials")
-        if not self.server.api_on:
-            raise Refusal(403, "accessNotConfigured", "Google Drive API has not been used in project 1 or is disabled.")
+            raise ErrorResponse(401, "authError", "Invalid Credentials")
+        if not self.server.api_enabled:
+            raise ErrorResponse(
+                403, "accessNotConfigured", "Google Drive API has not been used in project 1 or is disabled."
+            )
         return account
 
     def selected(self, resource: dict, query: dict) -> dict:
         try:
-            return select(resource, query.get("fields"))
+            return select_fields(resource, query.get("fields"))
         except KeyError as error:
-            raise self.wrong(f"unknown field {error}") from None
+            raise self.unknown_request(f"unknown field {error}") from None
 
     def body(self) -> bytes:
         """What came with the request, once."""
@@ -619,12 +621,10 @@ class Handler(BaseHTTPRequestHandler):
         del self.headers["Content-Length"]
         return self.rfile.read(length)
 
-    def refuse(self, refusal: Refusal) -> None:
-        reason = {"domain": "global", "reason": refusal.reason, "message": str(refusal)}
+    def answer_error(self, error: ErrorResponse) -> None:
+        reason = {"domain": "global", "reason": error.reason, "message": str(error)}
         self.body()
-        self.answer_json(
-            {"error": {"code": refusal.status, "message": str(refusal), "errors": [reason]}}, refusal.status
-        )
+        self.answer_json({"error": {"code": error.status, "message": str(error), "errors": [reason]}}, error.status)
 
     def answer_json(self, content: dict, status: int = 200) -> None:
         self.answer(status, json.dumps(content).encode(), "application/json; charset=UTF-8")
@@ -641,10 +641,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[:cut])
 
     def log_message(self, *_) -> None:
-        """Tests read ``asked`` instead."""
+        """Tests read ``operations`` instead."""
 
 
-def wrong_client(form: dict) -> tuple[int, dict] | None:
+def check_client(form: dict) -> tuple[int, dict] | None:
     if {key: form.get(key) for key in CLIENT} == CLIENT:
         return None
     return 401, oauth_error("invalid_client", "The provided client secret is invalid.")
@@ -659,7 +659,7 @@ def decode64(text: str) -> bytes:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[Drive]:
+def serve_drive(folder: Path) -> Iterator[Drive]:
     """Serve a Drive until the block ends; its certificates lie in the folder."""
     with Drive(folder) as drive:
         thread = threading.Thread(target=drive.serve_forever, kwargs={"poll_interval": 0.01})

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from tools.publish.metadata import metadata, problems
+from tools.publish.metadata import metadata_errors, read_metadata
 
 LARGE = (".safetensors", ".bin")  # kept outside of Git, as the Hub's repositories do
 API, REPO, REVISION = r"/api/(?P<kind>models|spaces)", r"/(?P<repo>[^/]+/[^/]+)", r"/(?P<revision>[^/?]+)"
@@ -98,7 +98,8 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo: str, revision: str | None) -> None:
         if folder := self.commit_folder(repo, revision or "main"):
             siblings = [{"rfilename": name} for name in files(folder)]
-            card = {"cardData": metadata((folder / "README.md").read_text())} if (folder / "README.md").exists() else {}
+            readme = folder / "README.md"
+            card = {"cardData": read_metadata(readme.read_text())} if readme.exists() else {}
             sha = self.commit_of(repo, revision or "main")
             self.answer_json({"id": repo.removeprefix("spaces/"), "sha": sha, "siblings": siblings} | card)
 
@@ -142,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate(self) -> None:
         asked = json.loads(self.body)
-        wrong = problems(asked["content"], asked["repoType"])
+        wrong = metadata_errors(asked["content"], asked["repoType"])
         if "text/plain" in self.headers["Accept"]:
             return self.answer(400 if wrong else 200, {"Content-Type": "text/plain"}, "\n".join(wrong).encode())
         return self.answer_json(

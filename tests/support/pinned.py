@@ -9,6 +9,7 @@ import torch
 from dvc.repo import Repo
 
 from stages.asr.model import load_model, save_model
+from stages.versioning.pins import CLIPS
 from tests.support.material import write_params
 from tests.support.repository import commit, run
 
@@ -40,13 +41,13 @@ def start(folder: Path, pretrained: Path) -> Path:
     return folder
 
 
-def train(folder: Path, model: Path, wer: float, clips: int) -> None:
-    """Put a model and its figures where training and evaluation would, and commit all of it."""
+def train(folder: Path, model: Path, wer: float, clips: int, counted: str = CLIPS) -> None:
+    """Put a model and its figures where training and evaluation would, and commit it; counted: where the clips are."""
     if (folder / "models/tuned").exists():
         shutil.rmtree(folder / "models/tuned")
     shutil.copytree(model, folder / "models/tuned")
     write(folder / "metrics/evaluate/tuned.json", {"wer": wer, "wer_low": wer - 1, "wer_high": wer + 1})
-    write(folder / "metrics/featurize/train.json", {"clips": clips})
+    write(folder / counted, {"clips": clips})
     run(folder, "dvc", "commit", "-q", "-f")
     commit(folder)
 

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Callable
 
-TOKEN = re.compile(r"\s*(?:(?P<string>'(?:\\.|[^'\\])*')|(?P<sign>!=|=|\(|\))|(?P<word>[A-Za-z]+))")
-Test = Callable[[dict], bool]
-MOST_TERMS = 300  # Google's limit is not published; beyond some hundred it answers "query too complex"
+TOKEN = re.compile(r"\s*(?:(?P<string>'(?:\\.|[^'\\])*')|(?P<operator>!=|=|\(|\))|(?P<word>[A-Za-z]+))")
+Predicate = Callable[[dict], bool]
+MAX_TERMS = 300  # Google's limit is not published; beyond some hundred it answers "query too complex"
 
 
 class QueryError(Exception):
@@ -16,8 +16,8 @@ class Query:
     """A parsed query; call ``matches`` with a file resource. ``parents`` has the ids it asks for."""
 
     def __init__(self, text: str):
-        self.tokens, self.parents = tokens(text), set()
-        self.matches = self.either()
+        self.tokens, self.parents = tokenize(text), set()
+        self.matches = self.parse_or()
         if self.tokens:
             raise QueryError(f"does not end: {text!r}")
 
@@ -30,44 +30,44 @@ class Query:
         if (found := self.next()) != token:
             raise QueryError(f"{found!r} where {token!r} should be")
 
-    def either(self) -> Test:
-        tests = [self.all()]
+    def parse_or(self) -> Predicate:
+        predicates = [self.parse_and()]
         while self.tokens[:1] == ["or"]:
             self.next()
-            tests.append(self.all())
-        if len(tests) > MOST_TERMS:
+            predicates.append(self.parse_and())
+        if len(predicates) > MAX_TERMS:
             raise QueryError("the query is too complex")
-        return lambda item: any(test(item) for test in tests)
+        return lambda item: any(matches(item) for matches in predicates)
 
-    def all(self) -> Test:
-        tests = [self.term()]
+    def parse_and(self) -> Predicate:
+        predicates = [self.parse_term()]
         while self.tokens[:1] == ["and"]:
             self.next()
-            tests.append(self.term())
-        return lambda item: all(test(item) for test in tests)
+            predicates.append(self.parse_term())
+        return lambda item: all(matches(item) for matches in predicates)
 
-    def term(self) -> Test:
+    def parse_term(self) -> Predicate:
         first = self.next()
         if first == "(":
-            inner = self.either()
+            inner = self.parse_or()
             self.expect(")")
             return inner
         if first.startswith("'"):
             self.expect("in")
             self.expect("parents")
-            parent = value(first)
+            parent = string_value(first)
             self.parents.add(parent)
             return lambda item: parent in [entry["id"] for entry in item["parents"]]
-        sign = self.next()
-        if first == "trashed" and sign == "=" and (wanted := self.next()) in ("true", "false"):
+        operator = self.next()
+        if first == "trashed" and operator == "=" and (wanted := self.next()) in ("true", "false"):
             return lambda item: item["labels"]["trashed"] is (wanted == "true")
-        if first in ("title", "mimeType") and sign in ("=", "!="):
-            text = value(self.next()).lower()  # titles are compared without regard to case
-            return lambda item: (item[first].lower() == text) is (sign == "=")
-        raise QueryError(f"unknown term {first} {sign}")
+        if first in ("title", "mimeType") and operator in ("=", "!="):
+            text = string_value(self.next()).lower()  # titles are compared without regard to case
+            return lambda item: (item[first].lower() == text) is (operator == "=")
+        raise QueryError(f"unknown term {first} {operator}")
 
 
-def tokens(text: str) -> list[str]:
+def tokenize(text: str) -> list[str]:
     found, at = [], 0
     while at < len(text):
         match = TOKEN.match(text, at)
@@ -78,13 +78,13 @@ def tokens(text: str) -> list[str]:
     return found
 
 
-def value(token: str) -> str:
+def string_value(token: str) -> str:
     if not token.startswith("'"):
         raise QueryError(f"{token!r} is no string")
     return re.sub(r"\\(.)", r"\1", token[1:-1])
 
 
-def select(resource: dict, fields: str | None) -> dict:
+def select_fields(resource: dict, fields: str | None) -> dict:
     """The part of a resource that ``fields`` names: ``id,parents/id,items(id,title)``; raises KeyError."""
     if fields is None:
         return resource
@@ -94,9 +94,9 @@ def select(resource: dict, fields: str | None) -> dict:
         if held is None:
             continue
         picked[name] = (
-            [select(entry, inner) for entry in held]
+            [select_fields(entry, inner) for entry in held]
             if isinstance(held, list)
-            else (select(held, inner) if isinstance(held, dict) else held)
+            else (select_fields(held, inner) if isinstance(held, dict) else held)
         )
     return picked
 

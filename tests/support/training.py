@@ -22,7 +22,7 @@ SETTINGS = {
     "train.gradient_accumulation": 2,
     "train.spec_augment.time_prob": 0.1,
 }
-RESULTS = ("tuned/model.safetensors", "curves/training.tsv", "curves/validation.tsv", "metrics.json")
+RESULTS = ("tuned/model.safetensors", "curves/training.tsv", "curves/validation.tsv", "metrics.json", "details.json")
 
 
 def make_place(folder: Path, model: Path, shards: Path, settings: dict) -> Path:
@@ -48,6 +48,7 @@ def start(place: Path, name: str, params: Path | None = None, **env: str) -> sub
         "curves": run / "curves",
         "dropped": run / "dropped.tsv",
         "metrics": run / "metrics.json",
+        "details": run / "details.json",
     }
     for out in ("tuned", "curves"):  # as DVC does before it runs a stage
         shutil.rmtree(run / out, ignore_errors=True)

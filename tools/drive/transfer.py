@@ -1,6 +1,5 @@
-"""Push and pull, object by object: what is needed, what is there, and what became of each."""
+"""Push and pull, object by object: what is needed, what is stored, and what became of each."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -10,275 +9,289 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.runtime.errors import UserError
+from stages.runtime.files import file_digest
 from stages.runtime.progress import ProgressBar
-from stages.versioning.pins import in_cache
-from tools.drive.google import Failed, Trouble
-from tools.drive.inventory import KINDS, Thing, contents, keeper, list_of, outs, size_of, there
-from tools.drive.stores import Copy, Listing, Store
+from stages.versioning.cache import in_cache
+from tools.drive.inventory import OBJECT_KINDS, CacheObject, cached_size, out_objects, remote_outs, top_object
+from tools.drive.retry import Fault, RemoteError
+from tools.drive.stores import Listing, RemoteObject, Store, is_stored, oldest_valid
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-ROUNDS = 3  # after each the remote is listed anew, and what is not there as it should be goes again
-PRUNE = (
+ROUNDS = 3  # after each the remote is listed again, and what is not there as it should be goes again
+HOW_TO_FREE = (
     "empty its trash (what is in it counts), or remove what no commit needs any more: "
     "`dvc gc --cloud --all-commits`, then empty the trash"
 )
 
 
 @dataclass
-class Report:
-    """What became of each thing."""
+class TransferReport:
+    """What became of each object."""
 
     direction: str  # sent or fetched
-    done: list[Thing] = field(default_factory=list)
-    skipped: list[Thing] = field(default_factory=list)
-    failed: dict[Thing, str] = field(default_factory=dict)  # with the reason
-    removed: int = 0  # double objects
+    done: list[CacheObject] = field(default_factory=list)
+    skipped: list[CacheObject] = field(default_factory=list)
+    failed: dict[CacheObject, str] = field(default_factory=dict)  # with the reason
+    removed: int = 0  # duplicates
 
     def table(self) -> str:
         """Objects by kind, the failures one a line."""
         columns = {self.direction: self.done, "already there": self.skipped, "failed": list(self.failed)}
         lines = [f"{'':<10}" + "".join(f"{name:>22}" for name in columns)]
-        for kind in KINDS:
-            if any(thing.kind == kind for things in columns.values() for thing in things):
-                lines.append(f"{kind:<10}" + "".join(f"{amount(things, kind):>22}" for things in columns.values()))
+        for kind in OBJECT_KINDS:
+            if any(item.kind == kind for objects in columns.values() for item in objects):
+                lines.append(
+                    f"{kind:<10}" + "".join(f"{format_kind(objects, kind):>22}" for objects in columns.values())
+                )
         if self.removed:
-            lines.append(f"removed {self.removed} double objects")
-        lines += [f"failed: {thing.path}: {reason}" for thing, reason in self.failed.items()]
+            lines.append(f"duplicates removed: {self.removed}")
+        lines += [f"failed: {item.path}: {reason}" for item, reason in self.failed.items()]
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
-class Plan:
+class PushPlan:
     """What a push would do."""
 
     listing: Listing
-    there: list[Thing]
-    to_send: list[Thing]
-    lost: list[Thing]  # neither here nor there
+    stored: list[CacheObject]
+    to_send: list[CacheObject]
+    missing: list[CacheObject]  # neither in the cache nor on the remote
 
     @property
-    def needed(self) -> int:
-        return sum(thing.size for thing in self.to_send)
+    def bytes_to_send(self) -> int:
+        return sum(item.size or 0 for item in self.to_send)
 
 
-def push(repo: "Repo", store: Store) -> Report:
-    """Send what the remote lacks; raises UserError before anything is sent where it does not fit."""
-    plan = plan_push(repo, store)
-    check_room(plan, store)
-    report = Report("sent", skipped=plan.there)
-    report.failed = dict.fromkeys(plan.lost, "neither in the cache nor on the remote: run `make repro`")
-    with bar(plan.needed, "push") as progress:
-        send = Sending(repo, store, report, progress)
-        listing = send.wave([thing for thing in plan.to_send if not thing.parts], plan.listing)
-        complete = [thing for thing in plan.to_send if thing.parts and all(there(listing, oid) for oid in thing.parts)]
-        listing = send.wave(complete, listing)
-    for thing in set(plan.to_send) - set(report.done) - report.failed.keys():
-        report.failed[thing] = "some of its files are not on the remote"
-    sweep(store, listing, report)
-    return report
+# Push
 
 
-def plan_push(repo: "Repo", store: Store) -> Plan:
+def plan_push(repo: "Repo", store: Store) -> PushPlan:
     """Compare the workspace's objects with the remote's."""
-    cache, listing = repo.cache.local, store.listing()
-    needed = [thing for out in outs(repo, store) for thing in contents(repo, out)]
-    needed = list({thing.oid: thing for thing in needed}.values())
-    on_remote = [thing for thing in needed if there(listing, thing.oid)]
-    absent = [thing for thing in needed if not there(listing, thing.oid)]
-    here = {thing for thing in absent if in_cache(cache, thing.oid)}
-    to_send = [thing for thing in absent if thing in here]
-    return Plan(listing, on_remote, to_send, [thing for thing in absent if thing not in here])
+    listing = store.listing()
+    needed = {item.oid: item for out in remote_outs(repo, store.remote.name) for item in out_objects(repo, out)}
+    stored = [item for oid, item in needed.items() if is_stored(listing, oid)]
+    absent = [item for oid, item in needed.items() if not is_stored(listing, oid)]
+    cached = {item for item in absent if in_cache(repo.cache.local, item.oid)}
+    to_send, missing = [item for item in absent if item in cached], [item for item in absent if item not in cached]
+    return PushPlan(listing, stored, to_send, missing)
 
 
-def check_room(plan: Plan, store: Store) -> None:
+def plan_table(plan: PushPlan, store: Store) -> str:
+    """What a push would send, what is stored and what is free."""
+    lines = [store.url, f"{'':<14}{'to send':>22}{'already there':>22}"]
+    for kind in OBJECT_KINDS:
+        lines.append(f"{kind:<14}{format_kind(plan.to_send, kind):>22}{format_kind(plan.stored, kind):>22}")
+    needed = {item.oid for item in plan.stored}
+    rest = [item.size for oid, objects in plan.listing.items() for item in objects if oid not in needed]
+    lines.append(f"{'not needed':<14}{'':>22}{format_total(len(rest), sum(rest)):>22}")
+    lines.append(f"{'checkpoints':<14}{'':>22}{format_bytes(store.folder_size('checkpoints')):>22}")
+    if quota := store.quota():
+        free, total, trash = (format_bytes(size) for size in (quota.free, quota.total, quota.trash))
+        lines.append(f"{free} of {total} is free; {trash} in the trash counts as used")
+    if plan.missing:
+        lines.append(
+            f"neither in the cache nor on the remote: {len(plan.missing)} objects, the first is {plan.missing[0].path}"
+        )
+    return "\n".join(lines)
+
+
+def check_quota(plan: PushPlan, store: Store) -> None:
     """Raise UserError where the push needs more than is free."""
-    room = store.room() if plan.to_send else None
-    if room and plan.needed > room.free:
+    quota = store.quota() if plan.to_send else None
+    if quota and plan.bytes_to_send > quota.free:
+        free, total, trash = (format_bytes(size) for size in (quota.free, quota.total, quota.trash))
         raise UserError(
-            f"the push needs {nice(plan.needed)}, and {nice(room.free)} of {nice(room.total)} are free "
-            f"({nice(room.trash)} lie in the trash); nothing was sent. Free {nice(plan.needed - room.free)}: {PRUNE}"
+            f"the push needs {format_bytes(plan.bytes_to_send)}, but only {free} of {total} is free (the trash holds "
+            f"{trash}); nothing was sent. Free {format_bytes(plan.bytes_to_send - quota.free)} more: {HOW_TO_FREE}"
         )
 
 
-class Sending:
-    """Uploads things in rounds until the remote lists each with the right checksum."""
+def push_objects(repo: "Repo", store: Store) -> TransferReport:
+    """Send what the remote lacks; raises UserError before anything is sent where it does not fit."""
+    plan = plan_push(repo, store)
+    check_quota(plan, store)
+    report = TransferReport("sent", skipped=plan.stored)
+    report.failed = dict.fromkeys(plan.missing, "neither in the cache nor on the remote: run `make repro`")
+    with bytes_bar(plan.bytes_to_send, "push") as progress:
+        sender = Sender(repo, store, report, progress)
+        listing = sender.send_batch([item for item in plan.to_send if not item.entries], plan.listing)
+        folders = [item for item in plan.to_send if item.entries]
+        complete = [item for item in folders if all(is_stored(listing, oid) for oid in item.entries)]
+        listing = sender.send_batch(complete, listing)
+    for item in set(plan.to_send) - set(report.done) - report.failed.keys():
+        report.failed[item] = "some of its files are not on the remote"
+    remove_duplicates(store, listing, report)
+    return report
 
-    def __init__(self, repo: "Repo", store: Store, report: Report, progress: ProgressBar):
+
+class Sender:
+    """Uploads objects, in rounds, until the remote lists each with the right checksum."""
+
+    def __init__(self, repo: "Repo", store: Store, report: TransferReport, progress: ProgressBar):
         self.cache, self.store, self.report, self.progress = repo.cache.local, store, report, progress
-        self.stopped: Trouble | None = None  # what made going on useless
+        self.stopped_by: Fault | None = None  # what made it useless to go on
 
-    def wave(self, things: list[Thing], listing: Listing) -> Listing:
-        """Send things that may go in any order; returns the remote's listing after them."""
-        reasons = {}
+    def send_batch(self, objects: list[CacheObject], listing: Listing) -> Listing:
+        """Send objects that may go in any order; returns the remote's listing after them."""
+        reasons: dict[CacheObject, str | None] = {}
         for _ in range(ROUNDS):
-            left = [thing for thing in things if not there(listing, thing.oid)]
-            if not left or self.stopped:
+            left = [item for item in objects if not is_stored(listing, item.oid)]
+            if not left or self.stopped_by:
                 break
-            reasons |= {thing: self.put(thing) for thing in left}
-            if not (self.stopped and self.stopped.passes):  # an outage: it would not be listed either
+            reasons |= {item: self.upload(item) for item in left}
+            if not (self.stopped_by and self.stopped_by.transient):  # an outage: it would not be listed either
                 listing = self.list_again(listing)
-        for thing in things:
-            if there(listing, thing.oid):
-                self.report.done.append(thing)
+        for item in objects:
+            if is_stored(listing, item.oid):
+                self.report.done.append(item)
             else:
-                reason = reasons.get(thing) or (self.stopped and self.stopped.text)
-                self.report.failed[thing] = reason or "the remote lists another checksum than it should"
+                reason = reasons.get(item) or (self.stopped_by and self.stopped_by.message)
+                self.report.failed[item] = reason or "the remote lists it with a wrong checksum"
         return listing
 
-    def put(self, thing: Thing) -> str | None:
+    def upload(self, item: CacheObject) -> str | None:
         """Upload one; returns the reason where that failed."""
-        if self.stopped:
-            return self.stopped.text
-        path = Path(self.cache.oid_to_path(thing.oid))
-        if md5_of(path) != thing.oid.removesuffix(".dir"):
+        if self.stopped_by:
+            return self.stopped_by.message
+        path = Path(self.cache.oid_to_path(item.oid))
+        if file_digest(path, "md5") != item.oid.removesuffix(".dir"):
             return f"damaged in the cache: delete {path}, and pull it or run `make repro`"
         try:
-            self.store.put(path, thing.oid, self.progress.update)
-        except Failed as failed:
-            self.stopped = failed.trouble if failed.trouble.stops else None
-            return str(failed)
+            self.store.put(path, item.oid, self.progress.update)
+        except RemoteError as error:
+            self.stopped_by = error.fault if error.fault.affects_all else None
+            return str(error)
         return None
 
     def list_again(self, listing: Listing) -> Listing:
+        """The remote's listing as it is now; the one given where that cannot be had."""
         try:
             return self.store.listing()
-        except Failed as failed:
-            self.stopped = failed.trouble
+        except RemoteError as error:
+            self.stopped_by = error.fault
             return listing
 
 
-def sweep(store: Store, listing: Listing, report: Report) -> None:
-    """Of double objects keep the oldest right one, as every clone does, so that none removes what another keeps.
+def remove_duplicates(store: Store, listing: Listing, report: TransferReport) -> None:
+    """Of duplicates keep the oldest valid one, as every clone does, so that none removes what another keeps.
 
-    An object with a wrong checksum is nobody's to keep; it goes too, but only where a right one stays.
+    An object with a wrong checksum goes too, but only where a valid one stays.
     """
-    for copies in listing.values():
-        keep = keeper(copies)
-        for copy in copies if keep and len(copies) > 1 else []:
-            if copy != keep:
-                with suppress(Failed):  # it does no harm, and the next push tries again
-                    store.remove(copy)
+    for objects in listing.values():
+        oldest = oldest_valid(objects)
+        for item in objects if oldest and len(objects) > 1 else []:
+            if item != oldest:
+                with suppress(RemoteError):  # it does no harm, and the next push tries again
+                    store.remove(item)
                     report.removed += 1
 
 
-def pull(repo: "Repo", store: Store) -> Report:
+# Pull
+
+
+def pull_objects(repo: "Repo", store: Store) -> TransferReport:
     """Fetch what the cache lacks, and put it into the workspace."""
-    report = Report("fetched")
+    report = TransferReport("fetched")
     with tempfile.TemporaryDirectory(dir=repo.tmp_dir) as folder:
-        fetch = Fetching(repo, store, report, Path(folder))
-        found = outs(repo, store)
-        fetch.wave(list_of(repo, out) for out in found)
-        known = [out for out in found if in_cache(repo.cache.local, out.hash_info.value)]
-        inside = {out: contents(repo, out) for out in known}
-        fetch.wave(thing for things in inside.values() for thing in things if thing.oid not in fetch.seen)
-    missing = {thing.oid for thing in report.failed}
-    complete = [out.fs_path for out in known if not missing & {thing.oid for thing in inside[out]}]
+        fetcher = Fetcher(repo, store, report, Path(folder))
+        outs = remote_outs(repo, store.remote.name)
+        fetcher.fetch_batch(top_object(repo, out) for out in outs)
+        listed = [out for out in outs if in_cache(repo.cache.local, out.hash_info.value)]
+        contents = {out: out_objects(repo, out) for out in listed}
+        fetcher.fetch_batch(item for objects in contents.values() for item in objects if item.oid not in fetcher.seen)
+    failed = {item.oid for item in report.failed}
+    complete = [out.fs_path for out, objects in contents.items() if not failed & {item.oid for item in objects}]
     if complete:
         repo.checkout(targets=complete)  # no others, for DVC would reach for the remote in its own way
     return report
 
 
-class Fetching:
-    """Downloads things into the cache, each checked by its own bytes."""
+class Fetcher:
+    """Downloads objects into the cache, each checked by its own bytes."""
 
-    def __init__(self, repo: "Repo", store: Store, report: Report, folder: Path):
+    def __init__(self, repo: "Repo", store: Store, report: TransferReport, folder: Path):
         self.cache, self.store, self.report = repo.cache.local, store, report
-        self.listing, self.folder = store.listing(), folder  # the folder is for files on their way
+        self.listing, self.folder = store.listing(), folder  # the folder is for unfinished files
         self.seen: set[str] = set()
-        self.stopped: Trouble | None = None
+        self.stopped_by: Fault | None = None
 
-    def wave(self, things: Iterable[Thing]) -> None:
-        """Fetch what is not here."""
-        things = {thing.oid: thing for thing in things}
-        self.seen |= things.keys()
-        here = {oid for oid in things if in_cache(self.cache, oid)}
-        self.report.skipped += [things[oid] for oid in things if oid in here]
-        absent = [things[oid] for oid in things if oid not in here]
-        with bar(sum(copy.size for thing in absent if (copy := self.keeper(thing))), "pull") as progress:
-            for thing in absent:
-                if reason := self.get(thing, progress):
-                    self.report.failed[thing] = reason
+    def fetch_batch(self, objects: Iterable[CacheObject]) -> None:
+        """Fetch what the cache lacks."""
+        wanted = {item.oid: item for item in objects}
+        self.seen |= wanted.keys()
+        cached = {oid for oid in wanted if in_cache(self.cache, oid)}
+        self.report.skipped += [item for oid, item in wanted.items() if oid in cached]
+        absent = [item for oid, item in wanted.items() if oid not in cached]
+        sources = [self.source(item) for item in absent]
+        with bytes_bar(sum(source.size for source in sources if source), "pull") as progress:
+            for item in absent:
+                if reason := self.download(item, progress):
+                    self.report.failed[item] = reason
                 else:
-                    self.report.done.append(replace(thing, size=size_of(self.cache, thing.oid)))
+                    self.report.done.append(replace(item, size=cached_size(self.cache, item.oid)))
 
-    def keeper(self, thing: Thing) -> Copy | None:
-        return keeper(self.listing.get(thing.oid, []))
+    def source(self, item: CacheObject) -> RemoteObject | None:
+        return oldest_valid(self.listing.get(item.oid, []))
 
-    def get(self, thing: Thing, progress: ProgressBar) -> str | None:
-        """Fetch one into the cache; returns the reason where that failed."""
+    def download(self, item: CacheObject, progress: ProgressBar) -> str | None:
+        """Download one into the cache; returns the reason where that failed."""
         reason = None
         for _ in range(ROUNDS):
-            if self.stopped:
-                return self.stopped.text
-            copy = self.keeper(thing)
-            if not copy:
+            if self.stopped_by:
+                return self.stopped_by.message
+            source = self.source(item)
+            if not source:
                 return "not on the remote: whoever has it must push it"
             try:
-                reason = self.get_copy(copy, progress)
+                reason = self.download_from(source, progress)
                 if not reason:
                     return None
-            except Failed as failed:
-                reason, self.stopped = str(failed), failed.trouble if failed.trouble.stops else None
-                if not failed.trouble.gone:
+            except RemoteError as error:
+                reason, self.stopped_by = str(error), error.fault if error.fault.affects_all else None
+                if not error.fault.not_found:
                     return reason
-                with suppress(Failed):  # another clone removed a double object
+                with suppress(RemoteError):  # another clone removed a duplicate
                     self.listing = self.store.listing()
         return reason
 
-    def get_copy(self, copy: Copy, progress: ProgressBar) -> str | None:
+    def download_from(self, source: RemoteObject, progress: ProgressBar) -> str | None:
+        """Download an object into the cache; returns what is wrong with what arrived."""
         from dvc_objects.fs import localfs
 
-        path = self.folder / copy.oid
-        self.store.get(copy, path, progress.update)
-        found = md5_of(path)
-        if found != copy.oid.removesuffix(".dir"):
-            return f"what arrived has the checksum {found}, not its own"
-        self.cache.add(os.fspath(path), localfs, copy.oid, hardlink=True)
+        path = self.folder / source.oid
+        self.store.get(source, path, progress.update)
+        found = file_digest(path, "md5")
+        if found != source.oid.removesuffix(".dir"):
+            return f"damaged on the way: what arrived has the checksum {found}"
+        self.cache.add(os.fspath(path), localfs, source.oid, hardlink=True)
         path.unlink()
         return None
 
 
-def md5_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+# What both print
 
 
-def overview(repo: "Repo", store: Store) -> tuple[str, Plan]:
-    """What a push would send and what is there, as a table."""
-    plan = plan_push(repo, store)
-    lines = [store.where, f"{'':<14}{'to send':>22}{'already there':>22}"]
-    for name in KINDS:
-        lines.append(f"{name:<14}{amount(plan.to_send, name):>22}{amount(plan.there, name):>22}")
-    used = {thing.oid for thing in plan.there}
-    rest = [copy.size for oid, copies in plan.listing.items() for copy in copies if oid not in used]
-    lines.append(f"{'not used here':<14}{'':>22}{count(len(rest), sum(rest)):>22}")
-    lines.append(f"{'checkpoints':<14}{'':>22}{nice(store.beside('checkpoints')):>22}")
-    if room := store.room():
-        lines.append(f"{nice(room.free)} of {nice(room.total)} are free; {nice(room.trash)} lie in the trash and count")
-    if plan.lost:
-        lines.append(f"{len(plan.lost)} objects are neither in the cache nor on the remote, {plan.lost[0].path} first")
-    return "\n".join(lines), plan
+def bytes_bar(total: int, name: str) -> ProgressBar:
+    return ProgressBar(total=total, desc=name, unit="B", unit_scale=True, disable=not total)
 
 
-def amount(things: list[Thing], kind: str) -> str:
-    mine = [thing for thing in things if thing.kind == kind]
-    return count(len(mine), sum(thing.size or 0 for thing in mine)) if mine else "–"
+def format_kind(objects: list[CacheObject], kind: str) -> str:
+    """How many objects there are of a kind, and their size."""
+    of_kind = [item for item in objects if item.kind == kind]
+    return format_total(len(of_kind), sum(item.size or 0 for item in of_kind)) if of_kind else "–"
 
 
-def count(number: int, size: int) -> str:
-    return f"{number} ({nice(size)})"
+def format_total(number: int, size: int) -> str:
+    return f"{number} ({format_bytes(size)})"
 
 
-def nice(size: int) -> str:
-    """Bytes as a person reads them."""
+def format_bytes(size: float) -> str:
+    """Bytes as people read them: ``1.5 kB``."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
-
-
-def bar(total: int, name: str) -> ProgressBar:
-    return ProgressBar(total=total, desc=name, unit="B", unit_scale=True, disable=not total)

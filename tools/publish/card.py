@@ -1,7 +1,5 @@
 """The model card of a release, and the README of its Space."""
 
-import hashlib
-import io
 import json
 import math
 from collections.abc import Iterable
@@ -9,21 +7,23 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
+from stages.asr.clips import SPLITS
+from stages.params_file import yaml_text
 from stages.runtime.errors import UserError
-from tools.publish.release import SPLITS, Release
-from tools.recipe import yaml
+from stages.runtime.files import file_digest
+from tools.publish.release import Release
 from tools.report import ROWS
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, SpaceCard
 
-MARK = "viska"  # the tag by which we know our own cards again
+MARK = "viska"  # the tag by which we recognise our own cards
 PROJECT_LICENSE = "mit"
 TERMS = {
-    "synthetic": "Speech made by espeak-ng from a small grammar of our own; there is nobody's voice in it.",
+    "synthetic": "Speech made by espeak-ng from a small grammar of our own; it has nobody's voice.",
     "common_voice": (
         "[Common Voice](https://commonvoice.mozilla.org) is dedicated to the public domain (CC0-1.0).\n"
-        "Its terms forbid passing its audio on, and trying to find out who its speakers are."
+        "Its terms forbid sharing its audio, and trying to identify its speakers."
     ),
     "folder": "Recordings of our own, which are not published.",
 }
@@ -38,7 +38,7 @@ def model_license(release: Release, given: str | None) -> str:
         return PROJECT_LICENSE
     if base.startswith("openai/whisper-"):
         return "apache-2.0"
-    raise UserError(f"the license of {base} is not known here: look it up and give it, such as --license apache-2.0")
+    raise UserError(f"the license of {base} is not known: look it up and give it, such as --license apache-2.0")
 
 
 def model_card(release: Release, repo: str, license: str) -> "ModelCard":
@@ -57,23 +57,24 @@ def model_card(release: Release, repo: str, license: str) -> "ModelCard":
         metrics=["wer", "cer"],
         tags=["whisper", MARK, *(["synthetic"] if release.corpus == "synthetic" else [])],
         model_name=title,
-        eval_results=results(release),
+        eval_results=eval_results(release),
     )
-    writers = (
-        warning,
-        introduction,
-        scores,
-        lambda release: usage(release, repo),
-        corpus,
-        training,
-        limits,
-        provenance,
+    parts = (
+        f"# {title}",
+        synthetic_warning(release),
+        introduction(release),
+        score_section(release),
+        usage_section(release, repo),
+        data_section(release),
+        training_section(release),
+        limits_section(release),
+        provenance_section(release),
     )
-    text = "\n\n".join([f"# {title}", *filter(None, (write(release) for write in writers))])
+    text = "\n\n".join(filter(None, parts))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
 
-def results(release: Release) -> "list[EvalResult]":
+def eval_results(release: Release) -> "list[EvalResult]":
     """The test scores as a model-index; its first has what the demo shows of a model: WER, interval and data."""
     from huggingface_hub import EvalResult
 
@@ -107,19 +108,19 @@ def language_name(release: Release) -> str:
     return LANGUAGES[release.params["whisper"]["language"]].title()
 
 
-def warning(release: Release) -> str:
-    """What must not be overlooked."""
+def synthetic_warning(release: Release) -> str:
+    """What nobody may overlook about a model of a synthetic corpus; "" for others."""
     if release.corpus != "synthetic":
         return ""
     name = language_name(release)
     return f"""> [!WARNING]
-> **This model was trained on a synthetic corpus: it does not know {name}.** All that it has heard are sentences of a
-> small grammar, spoken by a speech synthesiser. It transcribes those and fails on people; its scores say nothing of
-> how well it understands {name}. It shows that a pipeline works."""
+> **This model was trained on a synthetic corpus: it does not know {name}.** All it was trained on is sentences of
+> a small grammar, spoken by a speech synthesiser. It transcribes those and fails on people; its scores say nothing
+> about how well it understands {name}. It shows that a pipeline works."""
 
 
 def introduction(release: Release) -> str:
-    """What it is."""
+    """Size, base, language and task."""
     whisper, base = release.params["whisper"], release.base
     if base:
         origin = f"[{base}](https://huggingface.co/{base}) at its commit `{whisper['revision']}`, fine-tuned"
@@ -128,12 +129,12 @@ def introduction(release: Release) -> str:
     else:
         origin = f"a Whisper of our own, of the digest `{whisper['revision']}`, fine-tuned"
     task = "to write down" if whisper["task"] == "transcribe" else "to translate into English"
-    return f"""{parameters(release) / 1e6:,.1f} M parameters: {origin} {task} {language_name(release)} speech.
+    return f"""{count_parameters(release) / 1e6:,.1f} M parameters: {origin} {task} {language_name(release)} speech.
 Version `{release.name}` of a pipeline that [DVC](https://dvc.org) runs; training data: {release.version.data}."""
 
 
-def parameters(release: Release) -> int:
-    """How many numbers the weights hold."""
+def count_parameters(release: Release) -> int:
+    """The number of parameters in the weights."""
     total = 0
     for path in release.model.glob("*.safetensors"):
         with safe_open(path, "numpy") as weights:
@@ -142,13 +143,13 @@ def parameters(release: Release) -> int:
     return total
 
 
-def table(head: str, rows: Iterable[str]) -> str:
-    """A table in Markdown: its first column left, the others right."""
+def markdown_table(head: str, rows: Iterable[str]) -> str:
+    """A table in Markdown: its first column aligned left, the others right."""
     line = "|".join(["---", *["--:"] * (head.count("|") - 2)])
     return "\n".join([head, f"|{line}|", *rows])
 
 
-def scores(release: Release) -> str:
+def score_section(release: Release) -> str:
     """Before and after, with the interval where there is one."""
     before, after = (release.metrics[f"evaluate/{name}"] for name in ("pretrained", "tuned"))
     heading = "untrained" if before.get("untrained") else "before"
@@ -160,16 +161,16 @@ def scores(release: Release) -> str:
     ]
     return f"""## Scores
 
-In percent, on the test split of the same corpus, which training never heard: {after["clips"]:,} clips of
+In percent, on the test split of the same corpus, which training does not use: {after["clips"]:,} clips of
 {after["words"]:,} words.
 
-{table(f"| | {heading} | this model | 95 % interval |", rows)}
+{markdown_table(f"| | {heading} | this model | 95 % interval |", rows)}
 
 WER and CER are on normalised text (lower case, no punctuation, letters such as å ä ö kept), but for the row of raw
-text. The interval is from a bootstrap over clips. A known voice is one that training heard."""
+text. The interval is from a bootstrap over clips. A known voice is one that training uses too."""
 
 
-def usage(release: Release, repo: str) -> str:
+def usage_section(release: Release, repo: str) -> str:
     """A snippet that runs as it stands."""
     whisper = release.params["whisper"]
     forced = json.dumps({"language": whisper["language"], "task": whisper["task"]})
@@ -182,27 +183,27 @@ transcribe = pipeline("automatic-speech-recognition", model="{repo}")
 print(transcribe("speech.wav", generate_kwargs={forced})["text"])
 ```
 
-Language and task also stand in `generation_config.json`; forcing them keeps a Whisper from guessing. The model hears
+Language and task also stand in `generation_config.json`; forcing them keeps a Whisper from guessing. The model takes
 {release.window} s at once: cut longer audio at pauses, as its demo does, or give `chunk_length_s={release.window}`."""
 
 
-def corpus(release: Release) -> str:
+def data_section(release: Release) -> str:
     """How much there was of each split, what was left out, and on what terms."""
     rows = []
     for split in SPLITS:
-        found, heard = release.metrics["download"][split], release.metrics[f"featurize/{split}"]
-        dropped = sum(found["dropped"].values()) + sum(heard["dropped"].values())
-        hours = heard["seconds"] / 3600
-        rows.append(f"| {split} | {heard['clips']:,} | {hours:,.1f} | {found['speakers']:,} | {dropped:,} |")
+        found, kept = release.metrics["download"][split], release.metrics[f"featurize/{split}"]
+        dropped = sum(found["dropped"].values()) + sum(kept["dropped"].values())
+        hours = kept["seconds"] / 3600
+        rows.append(f"| {split} | {kept['clips']:,} | {hours:,.1f} | {found['speakers']:,} | {dropped:,} |")
     named = "A **synthetic** corpus" if release.corpus == "synthetic" else release.version.data.rpartition(",")[0]
     return f"""## Data
 
 {named}. {TERMS[release.corpus]}
 
-{table("| split | clips | hours | voices | clips left out |", rows)}"""
+{markdown_table("| split | clips | hours | voices | clips left out |", rows)}"""
 
 
-def training(release: Release) -> str:
+def training_section(release: Release) -> str:
     """The parameters as params.yaml has them, with its comments."""
     params, end = release.params, release.metrics["train"]
     whisper, download = params["whisper"], params["download"]
@@ -212,22 +213,20 @@ def training(release: Release) -> str:
         "featurize": params["featurize"],
         "train": params["train"],
     }
-    buffer = io.StringIO()
-    yaml().dump(chosen, buffer)
     return f"""## Training
 
 The weights of step {end["best_step"]:,} of {end["steps"]:,}, whose WER on validation was the lowest:
 {end["validation_wer"]:.1f} %.
 
 ```yaml
-{buffer.getvalue().strip()}
+{yaml_text(chosen).strip()}
 ```"""
 
 
-def limits(release: Release) -> str:
+def limits_section(release: Release) -> str:
     """What it is for, and what it is not for."""
     if release.corpus == "synthetic":
-        use = "To try the pipeline, its demo and its tests. Not for the speech of people."
+        use = "To try the pipeline, its demo and its tests. Not for people's speech."
     else:
         use = f"Drafts of {language_name(release)} transcripts of speech like its corpus's, for a person to correct."
     return f"""## Intended use and limits
@@ -237,25 +236,24 @@ def limits(release: Release) -> str:
 - It leaves out, repeats or invents words, more so in noise, with several voices at once, and in dialects, accents and
   subjects that its corpus lacks. Silence and music may come out as text.
 - It was measured on one release of one corpus. Scores on others do not compare.
-- It tells neither who speaks nor how sure it is. Not for decisions about people, and not for listening in on them."""
+- It tells neither who speaks nor how sure it is. Not for decisions about people, and not for surveillance."""
 
 
-def provenance(release: Release) -> str:
-    """By what this version can be found again, and checked."""
+def provenance_section(release: Release) -> str:
+    """What this version can be found and checked by."""
     pin = f"Git tag | `{release.name}`" if release.version.commit else "Git tag | none: a workspace's model"
     paths = ("models/tuned", "models/pretrained", *(f"data/features/{split}" for split in SPLITS))
     rows = [pin, f"Git commit | `{release.revision}`"]
     rows += [f"`{path}`, MD5 by DVC | `{release.hashes[path]}`" for path in paths]
     for path in sorted(release.model.glob("*.safetensors")):
-        with path.open("rb") as file:
-            rows.append(f"`{path.name}`, SHA-256 | `{hashlib.file_digest(file, 'sha256').hexdigest()}`")
+        rows.append(f"`{path.name}`, SHA-256 | `{file_digest(path)}`")
     return "## Where it comes from\n\n" + "\n".join(["| | |", "|---|---|", *(f"| {row} |" for row in rows)])
 
 
-def space_card(release: Release, repo: str, settings: dict[str, str]) -> "SpaceCard":
-    """A Space's README: the head by which the Hub builds it, and a word to those who read its files.
+def space_card(release: Release, repo: str, app_file: str, gradio: str, python: str) -> "SpaceCard":
+    """A Space's README: the head by which the Hub builds it, and a note for those who read its files.
 
-    settings: what the head says of the code, ``app_file``, ``sdk_version`` and ``python_version``.
+    gradio, python: the versions to run app_file with.
     """
     from huggingface_hub import SpaceCard, SpaceCardData
 
@@ -266,7 +264,9 @@ def space_card(release: Release, repo: str, settings: dict[str, str]) -> "SpaceC
         colorFrom="blue",
         colorTo="yellow",
         sdk="gradio",
-        **settings,
+        sdk_version=gradio,
+        python_version=python,
+        app_file=app_file,
         license=PROJECT_LICENSE,
         models=[repo],
         tags=[MARK],

@@ -1,9 +1,10 @@
-"""What the Hugging Face Hub accepts at the head of a README.md: its documented rules, so that cards are checked here.
+"""What the Hugging Face Hub accepts at the head of a README.md, so that cards are checked before they are sent.
 
 Sources: huggingface/hub-docs, modelcard.md, docs/hub/repositories-licenses.md and spaces-config-reference.md.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,17 +53,17 @@ def number_or_text(value: object) -> object:
     return value
 
 
-several = BeforeValidator(lambda value: value if isinstance(value, list) else [value])  # one stands for a list of one
+one_or_more = BeforeValidator(lambda value: value if isinstance(value, list) else [value])  # one alone is a list of one
 Id = Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$", max_length=96)]
-Ids = Annotated[list[Id], several]
-Licenses = Annotated[list[Annotated[str, AfterValidator(known_license)]], several]
-Languages = Annotated[list[Annotated[str, AfterValidator(known_language)]], several]
-Texts = Annotated[list[str], several]
+Ids = Annotated[list[Id], one_or_more]
+Licenses = Annotated[list[Annotated[str, AfterValidator(known_license)]], one_or_more]
+Languages = Annotated[list[Annotated[str, AfterValidator(known_language)]], one_or_more]
+Texts = Annotated[list[str], one_or_more]
 Colour = Literal["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
 
 
 class Metadata(BaseModel):
-    """Keys that the Hub does not know are free."""
+    """A mapping in which keys that the Hub does not know are allowed."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -86,18 +87,18 @@ class Metric(Metadata):
     name: str | None = None
 
 
-class Result(Metadata):
+class Evaluation(Metadata):
     task: Task
     dataset: Dataset
     metrics: Annotated[list[Metric], Field(min_length=1)]
 
 
-class Index(Metadata):
+class ModelResults(Metadata):
     name: str
-    results: Annotated[list[Result], Field(min_length=1)]
+    results: Annotated[list[Evaluation], Field(min_length=1)]
 
 
-class Model(Metadata):
+class ModelMetadata(Metadata):
     license: Licenses | None = None
     language: Languages | None = None
     library_name: str | None = None
@@ -107,10 +108,10 @@ class Model(Metadata):
     datasets: Ids | None = None
     metrics: Texts | None = None
     tags: Texts | None = None
-    index: list[Index] | None = Field(default=None, alias="model-index")
+    index: list[ModelResults] | None = Field(default=None, alias="model-index")
 
 
-class Space(Metadata):
+class SpaceMetadata(Metadata):
     title: str
     emoji: Annotated[str, AfterValidator(one_emoji)] | None = None
     colorFrom: Colour | None = None
@@ -126,44 +127,44 @@ class Space(Metadata):
     pinned: bool | None = None
 
 
-RULES = {"model": Model, "space": Space}
+RULES: dict[str, type[Metadata]] = {"model": ModelMetadata, "space": SpaceMetadata}
 
 
-def metadata(readme: str) -> dict:
+def read_metadata(readme: str) -> dict[str, Any]:
     """The values at a README's head; raises ValueError where it has none."""
     head = HEAD.match(readme)
     try:
         values = YAML(typ="safe", pure=True).load(head[1]) if head else None
     except YAMLError as error:
-        raise ValueError(f"the metadata is no YAML: {one_line(error)}") from None
+        raise ValueError(f"the metadata is not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ValueError("there is no metadata between two lines of ---")
     return values
 
 
-def problems(readme: str, kind: str) -> list[str]:
+def metadata_errors(readme: str, kind: str) -> list[str]:
     """What the Hub would refuse in the README of a ``model`` or a ``space``, a line each; [] where it is valid."""
     try:
-        RULES[kind].model_validate(metadata(readme))
+        RULES[kind].model_validate(read_metadata(readme))
     except ValidationError as error:
-        return [f'"{place(problem["loc"])}" {reason(problem)}' for problem in error.errors()]
+        return [f'"{key_path(one["loc"])}" {error_text(one["type"], one["msg"])}' for one in error.errors()]
     except ValueError as error:
         return [str(error)]
     return []
 
 
-def place(steps: tuple) -> str:
+def key_path(steps: Sequence[str | int]) -> str:
     """A value's path as the Hub writes it: ``model-index[0].name``."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
 
 
-def reason(problem: dict) -> str:
-    return "is required" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+def error_text(kind: str, message: str) -> str:
+    return "is required" if kind == "missing" else message.removeprefix("Value error, ")
 
 
-def tags(readme: Path) -> list[str]:
+def readme_tags(readme: Path) -> list[str]:
     """The tags at a README's head; none where there is no such file or head."""
     try:
-        return metadata(readme.read_text(encoding="utf-8")).get("tags") or []
+        return read_metadata(readme.read_text(encoding="utf-8")).get("tags") or []
     except (OSError, ValueError):
         return []

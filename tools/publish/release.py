@@ -1,42 +1,46 @@
-"""A version of the model to publish, with all that its revision says of it; nothing is read from any other revision."""
+"""A version of the model to publish, with all that its revision says about it; no other revision is read."""
 
 import hashlib
 import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
+from stages.asr.clips import SPLITS
+from stages.params_file import read_document
 from stages.runtime.errors import UserError
-from stages.versioning.pins import ARTIFACT, WORKSPACE, Repository, Version, git
-from tools.recipe import read
+from stages.versioning.git import run_git
+from stages.versioning.pins import ARTIFACT, WORKSPACE, Repository, Version
 
-SPLITS = ("train", "validation", "test")
-METRICS = ("download", "train", "evaluate/pretrained", "evaluate/tuned", *(f"featurize/{split}" for split in SPLITS))
-ISO = {"jw": "jv"}  # Whisper's one code that is none of ISO 639
+MEASURED = ("download", "train", "evaluate/pretrained", "evaluate/tuned", *(f"featurize/{split}" for split in SPLITS))
+ISO = {"jw": "jv"}  # Whisper's one code that is not of ISO 639
 
 
 @dataclass(frozen=True)
 class Release:
     """A version with what its revision holds.
 
-    revision: what to check out to have it again, 40 hex digits, with ``-dirty`` where a workspace has other changes.
-    files: the project's files of that revision. model: the folder with the model's. params: params.yaml without this
-    machine's paths. hashes: DVC's md5 of the outs, by path. metrics: by name in ``metrics/``.
+    revision: the commit to check out to get it again, 40 hex digits, with ``-dirty`` where the workspace has changes
+    since. files: the folder with the project's files of that revision. model: the folder with the model's. params:
+    params.yaml, with its comments, without this machine's paths. hashes: DVC's md5 of the outs, by path. metrics: all
+    that was measured, by MEASURED's names.
     """
 
     version: Version
     revision: str
     files: Path
     model: Path
-    params: Mapping
+    params: CommentedMap
     hashes: dict[str, str]
-    metrics: dict[str, dict]
+    metrics: dict[str, dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -44,7 +48,7 @@ class Release:
 
     @property
     def base(self) -> str | None:
-        """The base model's id on the Hub, where it is there."""
+        """The base model's id on the Hub; None where it comes from elsewhere."""
         base = self.params["whisper"]["base"]
         return None if base == "scratch" or is_path(base) else base
 
@@ -61,31 +65,31 @@ class Release:
 
     @property
     def window(self) -> int:
-        """Seconds that the model hears at once."""
+        """Seconds of audio that the model takes at once."""
         extractor = json.loads((self.model / "preprocessor_config.json").read_text(encoding="utf-8"))
         return extractor["chunk_length"]
 
 
 @contextmanager
-def opened(root: Path, name: str | None) -> Iterator[Release]:
+def open_release(root: Path, name: str | None) -> Iterator[Release]:
     """The version of a name, by default the newest pin, for as long as the block lasts.
 
-    Raises UserError where it cannot be had, or its scores are not those of its model.
+    Raises UserError where it is not available, or its scores do not belong to its model.
     """
     repository = Repository(root)
-    version = choose(repository.versions(), name)
+    version = choose_version(repository.versions(), name)
     model = repository.folder(version)
-    with revision(root, version) as (commit, files):
-        lock = YAML(typ="safe", pure=True).load(text(files, "dvc.lock", version))["stages"]
+    with revision_files(root, version) as (revision, files):
+        lock = YAML(typ="safe", pure=True).load(read_project_file(files, "dvc.lock", version))["stages"]
         check_scores(version, lock, files)
         if not version.commit:
             check_workspace(root)
-        params = without_paths(read(files / "params.yaml"))
-        metrics = {name: json.loads(text(files, f"metrics/{name}.json", version)) for name in METRICS}
-        yield Release(version, commit, files, model, params, outs(lock), metrics)
+        params = without_paths(read_document(files / "params.yaml"))
+        metrics = {name: read_measured(name, files, version, lock) for name in MEASURED}
+        yield Release(version, revision, files, model, params, out_hashes(lock), metrics)
 
 
-def choose(versions: list[Version], name: str | None) -> Version:
+def choose_version(versions: list[Version], name: str | None) -> Version:
     """The named one, or the newest pin; the pretrained model is not ours to publish."""
     known = {version.name: version for version in versions if version.name != "pretrained"}
     pins = [version for version in known.values() if version.commit]
@@ -97,36 +101,43 @@ def choose(versions: list[Version], name: str | None) -> Version:
 
 
 @contextmanager
-def revision(root: Path, version: Version) -> Iterator[tuple[str, Path]]:
-    """A version's revision, and a folder with the project's files as they are there: the workspace for its own."""
+def revision_files(root: Path, version: Version) -> Iterator[tuple[str, Path]]:
+    """A version's revision, and a folder with the project's files of it: the workspace for the workspace's model."""
     if not version.commit:
-        yield git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").decode().strip(), root
+        yield run_git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").decode().strip(), root
         return
     with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=io.BytesIO(git(root, "archive", version.commit))) as archive:
+        with tarfile.open(fileobj=io.BytesIO(run_git(root, "archive", version.commit))) as archive:
             archive.extractall(folder, filter="data")
         yield version.commit, Path(folder)
 
 
-def text(files: Path, name: str, version: Version) -> str:
+def read_measured(name: str, files: Path, version: Version, lock: dict[str, Any]) -> dict[str, Any]:
+    """The metrics and the details of a stage, of those of both that dvc.lock has: older versions have one file."""
+    made = out_hashes(lock)
+    paths = [path for path in (f"metrics/{name}.json", f"metrics/details/{name}.json") if path in made]
+    return {key: value for path in paths for key, value in json.loads(read_project_file(files, path, version)).items()}
+
+
+def read_project_file(files: Path, name: str, version: Version) -> str:
     try:
         return (files / name).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{version.name} has no {name}: run `make repro`, commit what it wrote, and pin that") from None
 
 
-def outs(lock: dict) -> dict[str, str]:
-    """DVC's md5 of every out in dvc.lock, by path."""
+def out_hashes(lock: dict[str, Any]) -> dict[str, str]:
+    """DVC's md5 of every out in dvc.lock's stages, by path."""
     return {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", [])}
 
 
-def check_scores(version: Version, lock: dict, files: Path) -> None:
-    """Raise UserError where the scores are another model's: training went on after evaluate, or a file was changed."""
+def check_scores(version: Version, lock: dict[str, Any], files: Path) -> None:
+    """Raise UserError where the scores are another model's: training ran after evaluate, or a file was changed."""
+    made = out_hashes(lock)
     for name, folder in WORKSPACE.items():
         scores = f"metrics/evaluate/{name}.json"
         measured = {dep["path"]: dep["md5"] for dep in lock.get(f"evaluate@{name}", {}).get("deps", [])}
-        found = hashlib.md5(text(files, scores, version).encode()).hexdigest()
-        made = outs(lock)
+        found = hashlib.md5(read_project_file(files, scores, version).encode()).hexdigest()
         if measured.get(folder) != made.get(folder) or found != made.get(scores):
             raise UserError(
                 f"{version.name}: {scores} does not belong to {folder}: run `make repro`, commit, and pin that"
@@ -134,7 +145,7 @@ def check_scores(version: Version, lock: dict, files: Path) -> None:
 
 
 def check_workspace(root: Path) -> None:
-    """Raise UserError where the workspace's model is another than dvc.lock says."""
+    """Raise UserError where the workspace's model is not the one in dvc.lock."""
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo:
@@ -143,14 +154,13 @@ def check_workspace(root: Path) -> None:
             raise UserError(f"{WORKSPACE[ARTIFACT]} is not the model of dvc.lock: run `make repro`")
 
 
-def without_paths(params: Mapping) -> Mapping:
-    """params.yaml with the names alone of this machine's folders, which are nobody's business."""
-    whisper, folder = params["whisper"], params["download"]["folder"]
+def without_paths(params: CommentedMap) -> CommentedMap:
+    """params.yaml with only the names of this machine's folders, whose paths are nobody else's business."""
+    whisper, download = params["whisper"], params["download"]
     if is_path(whisper["base"]):
         whisper["base"] = f"./{Path(whisper['base']).name}"
-    folder["path"] = Path(folder["path"]).name
-    archive = params["download"]["common_voice"]
-    archive["archive"] = Path(archive["archive"]).name
+    for section, key in (("folder", "path"), ("common_voice", "archive")):
+        download[section][key] = Path(download[section][key]).name
     return params
 
 

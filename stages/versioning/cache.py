@@ -1,0 +1,88 @@
+"""DVC's local cache: what it has, fetching what it lacks, and folders that link into it."""
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.runtime.errors import UserError, one_line
+from stages.runtime.files import link_or_copy
+from stages.versioning.remotes import bound_waiting
+
+if TYPE_CHECKING:
+    from dvc.output import Output
+    from dvc.repo import Repo
+    from dvc_data.hashfile.db import HashFileDB
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
+
+
+def in_cache(cache: "HashFileDB", oid: str | None) -> bool:
+    """Whether the local cache has an object; DVC checks it, and drops one that was changed."""
+    from dvc_objects.errors import ObjectFormatError
+
+    if oid is None:
+        return False
+    try:
+        cache.check(oid)
+    except (FileNotFoundError, ObjectFormatError):
+        return False
+    return True
+
+
+def fetch_folder(repo: "Repo", out: "Output", name: str) -> "Tree":
+    """Have a folder's files in the cache, fetched from its remote where they are missing; returns their list.
+
+    name: what the folder is called in messages. Raises UserError where it is not available.
+    """
+    from dvc_data.hashfile.tree import Tree
+
+    fetch_objects(repo, out, name, [out.hash_info])
+    tree = Tree.load(repo.cache.local, out.hash_info)
+    fetch_objects(repo, out, name, [info for _, _, info in tree])
+    return tree
+
+
+def fetch_objects(repo: "Repo", out: "Output", name: str, wanted: "Collection[HashInfo]") -> None:
+    """Have some of an out's objects in the cache, fetched and verified where they are missing; raises UserError."""
+    from dvc.config import NoRemoteError
+
+    cache = repo.cache.local
+    if all(in_cache(cache, info.value) for info in wanted):
+        return
+    remote = out.remote or repo.config["core"].get("remote")
+    then = f"and choose it again, or run `dvc fetch --all-tags {out.def_path}`"
+    try:
+        odb = repo.cloud.get_remote_odb(remote, "fetch")
+        odb.verify = True
+        bound_waiting(odb.fs)
+        repo.cloud.pull(wanted, odb=odb)
+        reason = "it does not answer, or lacks a part of it, or holds one that is damaged"
+    except NoRemoteError:
+        raise UserError(
+            f"{name} is not in DVC's cache, and there is no default remote to fetch it from: "
+            f"run `dvc remote add --default NAME URL` with the URL of whoever pinned it, {then}"
+        ) from None
+    except Exception as error:  # a remote's libraries raise anything
+        reason = one_line(error)
+    if not all(in_cache(cache, info.value) for info in wanted):
+        raise UserError(
+            f"{name} could not be fetched from the remote {remote} ({reason}): "
+            f"check the connection, have whoever pinned it run `make push`, {then}"
+        )
+
+
+def link_folder(cache: "HashFileDB", tree: "Tree", folder: Path) -> None:
+    """Make a folder, whole or not at all, of hard links into the cache, or copies where links are not possible."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        part = Path(aside, folder.name)
+        for names, _, info in tree:
+            target = part.joinpath(*names)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(cache.oid_to_path(info.value), target)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first
+                raise
