@@ -8,38 +8,41 @@ import jiwer
 from stages.asr.text import normalise
 
 DIFFERS = "differs"
-GROUPS = (re.compile(r"[<\[][^>\]]*[>\]]"), re.compile(r"\([^)]+\)"))  # which normalising drops whole, in this order
-PIECE = re.compile(r"\S+\s*|\s+")
+BRACKETED = (re.compile(r"[<\[][^>\]]*[>\]]"), re.compile(r"\([^)]+\)"))  # which normalising drops whole, in this order
+WORD = re.compile(r"\S+\s*|\s+")
 
 Pieces = list[tuple[str, str | None]]
 
 
-def mark(left: str, right: str) -> tuple[Pieces, Pieces]:
+def mark_differences(left: str, right: str) -> tuple[Pieces, Pieces]:
     """Both texts in pieces: (piece, None) where their normalised words agree, (piece, "differs") where not.
 
     The pieces of a text, joined, are that text. What differs is what the word error rate counts: the fewest edits.
     """
-    pieces = [cut(left), cut(right)]
+    pieces = [split_words(left), split_words(right)]
     ours, theirs = (
         [(word, place) for place, piece in enumerate(side) for word in normalise(piece).split()] for side in pieces
     )
-    output = jiwer.process_words(*(" ".join(word for word, _ in words) for words in (ours, theirs)))
+    reference, hypothesis = (" ".join(word for word, _ in words) for words in (ours, theirs))
+    output = jiwer.process_words(reference, hypothesis)
     edits = [chunk for chunk in output.alignments[0] if chunk.type != "equal"]
     return (
-        join(pieces[0], {place for edit in edits for _, place in ours[edit.ref_start_idx : edit.ref_end_idx]}),
-        join(pieces[1], {place for edit in edits for _, place in theirs[edit.hyp_start_idx : edit.hyp_end_idx]}),
+        merge_pieces(pieces[0], {place for edit in edits for _, place in ours[edit.ref_start_idx : edit.ref_end_idx]}),
+        merge_pieces(
+            pieces[1], {place for edit in edits for _, place in theirs[edit.hyp_start_idx : edit.hyp_end_idx]}
+        ),
     )
 
 
-def cut(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """A text in words, each with the space behind it; what stands in brackets stays together."""
     shape = text
-    for group in GROUPS:
+    for group in BRACKETED:
         shape = group.sub(lambda match: "x" * len(match[0]), shape)
-    return [text[slice(*piece.span())] for piece in PIECE.finditer(shape)]
+    return [text[slice(*piece.span())] for piece in WORD.finditer(shape)]
 
 
-def join(pieces: list[str], marked: set[int]) -> Pieces:
+def merge_pieces(pieces: list[str], marked: set[int]) -> Pieces:
     """Pieces with their marks; those with the same mark that stand beside each other become one."""
     runs = groupby(enumerate(pieces), key=lambda numbered: numbered[0] in marked)
     return [("".join(piece for _, piece in run), DIFFERS if differs else None) for differs, run in runs]

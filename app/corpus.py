@@ -34,11 +34,11 @@ from stages.runtime.errors import UserError
 from stages.runtime.files import write_table
 
 TABLE = "recordings.tsv"
-COLUMNS = ["path", "text", "speaker", "source", "consent"]
-READ, CORRECTED = "read aloud", "corrected"  # where a clip's text comes from
+TABLE_COLUMNS = ["path", "text", "speaker", "source", "consent"]
+READ_ALOUD, CORRECTED = "read aloud", "corrected"  # where a clip's text comes from
 MIN_SECONDS = 0.3
 MAX_CHARACTERS = 448  # of a text: Whisper's labels hold so many tokens, and few are shorter than a letter
-SPEAKER = re.compile(r"[A-Za-z0-9_-]{8,64}")
+SPEAKER_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
 @dataclass(frozen=True)
@@ -56,50 +56,50 @@ class Saved:
 def save_clip(folder: Path, audio: Path, text: str, speaker: str, source: str, consent: str, params: Path) -> Saved:
     """Add one clip to the corpus in ``folder``, which is made where it is missing, and pin it in params.yaml.
 
-    speaker: a random id that a person's browser keeps, so that nobody ends in two splits; source: READ or CORRECTED;
-    consent: the words that the person agreed to.
+    speaker: a random id that a person's browser keeps, so that nobody ends in two splits; source: READ_ALOUD or
+    CORRECTED; consent: the words that the person agreed to.
     Several may save at once. The audio is there before the table names it, and the table is replaced whole.
-    Raises UserError where the clip would be of no use, or cannot be written.
+    Raises UserError where the clip would be useless, or cannot be written.
     """
-    assert source in (READ, CORRECTED)
+    assert source in (READ_ALOUD, CORRECTED)
     download = load_params(params).download
-    if not clean(consent):
-        raise UserError("The recording was not saved: say first that it may be used")
-    if not SPEAKER.fullmatch(speaker):
+    if not clean_line(consent):
+        raise UserError("The recording was not saved: agree first that it may be used")
+    if not SPEAKER_ID.fullmatch(speaker):
         raise UserError("The recording was not saved: the speaker has no valid id: reload the page")
-    text = checked_text(text)
+    text = validated_text(text)
     check_audio(audio)
     try:
-        read_rows(folder)  # which refuses somebody's own corpus before anything is made in it
-        with locked(folder):
-            rows = read_rows(folder)
+        read_table(folder)  # which refuses somebody's own corpus before anything is made in it
+        with lock_folder(folder):
+            rows = read_table(folder)
             name = f"clips/{uuid.uuid4().hex}{suffix(audio.name)}"
-            copy(audio, folder / name)
-            rows.append([name, text, speaker, source, clean(consent)])
-            write_table(folder / TABLE, COLUMNS, rows)
+            copy_aside(audio, folder / name)
+            rows.append([name, text, speaker, source, clean_line(consent)])
+            write_table(folder / TABLE, TABLE_COLUMNS, rows)
             if not is_trained_on(folder, download):
-                return Saved(len(rows), command(folder))
+                return Saved(len(rows), training_command(folder))
             pin_digest(folder, params)
             return Saved(len(rows), None)
     except OSError as error:
         raise UserError(f"The recording was not saved: {folder} cannot be written: {error.strerror}") from None
 
 
-def sentences(folder: Path, language: str, speaker: str) -> list[str]:
+def sentences_to_read(folder: Path, language: str, speaker: str) -> list[str]:
     """Sentences to read aloud, those first that this speaker, and then that anyone, has read least often."""
-    rows = [(text, reader) for _, text, reader, *_ in read_rows(folder)]
+    rows = [(text, reader) for _, text, reader, *_ in read_table(folder)]
     read, read_here = Counter(text for text, _ in rows), Counter(text for text, reader in rows if reader == speaker)
     return sorted(SENTENCES.get(language, ()), key=lambda text: (read_here[text], read[text]))
 
 
-def clean(text: str) -> str:
-    """Text as a table holds it: NFC, one line, no control signs, and no halves of signs, which no file can hold."""
-    return clean_text("".join(sign for sign in text if sign.isspace() or category(sign) not in ("Cc", "Cs")))
+def clean_line(text: str) -> str:
+    """Text as a table holds it: NFC, one line, no control characters, and no surrogates, which no file can hold."""
+    return clean_text("".join(char for char in text if char.isspace() or category(char) not in ("Cc", "Cs")))
 
 
-def checked_text(text: str) -> str:
+def validated_text(text: str) -> str:
     """The text as it is kept; raises UserError where it says nothing, or too much for one clip."""
-    text = clean(text)
+    text = clean_line(text)
     if not normalise(text):
         raise UserError("The recording was not saved: write what is said in it")
     if len(text) > MAX_CHARACTERS:
@@ -118,7 +118,7 @@ def check_audio(audio: Path) -> None:
             n_samples += len(block)
             if n_samples > MAX_SECONDS * SAMPLE_RATE:
                 raise UserError(
-                    f"The recording was not saved: it lasts more than {MAX_SECONDS} s, and Whisper hears no more at"
+                    f"The recording was not saved: it lasts more than {MAX_SECONDS} s, and Whisper takes no more at"
                     " once: save a shorter piece"
                 )
     if problem := check_clip(audio, MIN_SECONDS, MAX_SECONDS):
@@ -126,15 +126,15 @@ def check_audio(audio: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, against other threads and processes; makes it where it is missing."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, against other threads and processes; makes it where it is missing."""
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def read_rows(folder: Path) -> list[list[str]]:
+def read_table(folder: Path) -> list[list[str]]:
     """The table's rows, none where there is no table yet.
 
     Raises UserError where the folder holds another corpus, or the table was changed in a way that loses clips.
@@ -146,13 +146,13 @@ def read_rows(folder: Path) -> list[list[str]]:
     if not tables:
         return []
     header, rows, faults = read_tsv((folder / TABLE).read_bytes())
-    if header != COLUMNS or faults:
-        number, fault = faults[0] if faults else (1, f"{', '.join(header)}, expected {', '.join(COLUMNS)}")
-        raise UserError(f"{folder / TABLE} line {number}: {fault}: mend it, or move the folder away")
+    if header != TABLE_COLUMNS or faults:
+        number, fault = faults[0] if faults else (1, f"{', '.join(header)}, expected {', '.join(TABLE_COLUMNS)}")
+        raise UserError(f"{folder / TABLE} line {number}: {fault}: fix it, or move the folder away")
     return [values for _, values in rows]
 
 
-def copy(audio: Path, target: Path) -> None:
+def copy_aside(audio: Path, target: Path) -> None:
     """Copy a file under a hidden name first, which the corpus does not count."""
     part = target.with_name(f".{target.name}")
     try:
@@ -168,7 +168,7 @@ def is_trained_on(folder: Path, download: Download) -> bool:
     return download.corpus == "folder" and named.resolve() == folder.resolve()
 
 
-def command(folder: Path) -> str:
+def training_command(folder: Path) -> str:
     """The command after which the pipeline trains on the folder."""
     inside = folder.resolve().parent == data_folder().resolve()
     path = shlex.quote(folder.name if inside else str(folder.resolve()))

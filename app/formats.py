@@ -12,17 +12,18 @@ def as_txt(segments: Iterable) -> str:
 
 
 def as_srt(segments: Iterable) -> str:
-    """Numbered subtitles; SubRip knows no escapes, so that an arrow in the text is written as one sign."""
+    """Numbered subtitles; SubRip has no escapes, so that an arrow in the text is written as one character."""
     return "".join(
-        f"{number}\n{clock(first, ',')} {ARROW} {clock(last, ',')}\n{line.replace(ARROW, '→')}\n\n"
+        f"{number}\n{timestamp(first, ',')} {ARROW} {timestamp(last, ',')}\n{line.replace(ARROW, '→')}\n\n"
         for number, (first, last, line) in enumerate(subtitles(segments), start=1)
     )
 
 
 def as_vtt(segments: Iterable) -> str:
-    """WebVTT (https://www.w3.org/TR/webvtt1), with its three signs escaped."""
+    """WebVTT (https://www.w3.org/TR/webvtt1), with its three special characters escaped."""
     cues = [
-        f"{clock(first, '.')} {ARROW} {clock(last, '.')}\n{escape(line)}\n" for first, last, line in subtitles(segments)
+        f"{timestamp(first, '.')} {ARROW} {timestamp(last, '.')}\n{escape_vtt(line)}\n"
+        for first, last, line in subtitles(segments)
     ]
     return "\n".join(["WEBVTT\n", *cues])
 
@@ -38,7 +39,7 @@ def subtitles(segments: Iterable) -> Iterator[Subtitle]:
             yield first, earliest, line
 
 
-def clock(milliseconds: int, point: str) -> str:
+def timestamp(milliseconds: int, point: str) -> str:
     """Hours, of two digits or more, minutes, seconds and milliseconds: 00:01:02,345."""
     seconds, milliseconds = divmod(milliseconds, 1000)
     minutes, seconds = divmod(seconds, 60)
@@ -46,5 +47,5 @@ def clock(milliseconds: int, point: str) -> str:
     return f"{hours:02}:{minutes:02}:{seconds:02}{point}{milliseconds:03}"
 
 
-def escape(line: str) -> str:
+def escape_vtt(line: str) -> str:
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -5,25 +5,31 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from stages.runtime.command import run
 
+if TYPE_CHECKING:
+    from app.models import Models
+
 # Before gradio and Hugging Face's libraries are imported: the demo tells nobody that it runs.
-QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
-QUIET |= {"GRADIO_ANALYTICS_MAX_EVENTS": "100"}  # which it keeps for itself, and goes through at each call
+NO_TELEMETRY = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+NO_TELEMETRY |= {"GRADIO_ANALYTICS_MAX_EVENTS": "100"}  # which it keeps for itself, and goes through at each call
 M_ARENA_MAX = -8  # of glibc's malloc.h
 N_EXAMPLES = 3
-SOUNDS = {".wav", ".mp3", ".flac", ".ogg", ".m4a", ".mp4", ".webm"}
+AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".ogg", ".m4a", ".mp4", ".webm"}
 
 
 @click.command()
-@click.option("--model", metavar="NAME", help="The version that is chosen first, such as tuned@v1.0.0.")
-@click.option("--models", type=click.Path(path_type=Path), help="A plain model folder, instead of a clone's versions.")
+@click.option("--model", metavar="NAME", help="The version chosen first, such as tuned@v1.0.0.")
+@click.option(
+    "--models", type=click.Path(path_type=Path), help="A plain model folder, instead of the repository's versions."
+)
 @click.option("--examples", type=click.Path(path_type=Path), default="data/raw/test/audio", show_default=True)
 @click.option("--params", type=click.Path(path_type=Path), default="params.yaml", show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other computers in.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other computers connect.")
 @click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
 @click.option("--share", is_flag=True, help="Make a public link through gradio's servers, for a week.")
 def main(
@@ -33,35 +39,36 @@ def main(
 
     MODELS, a Space's folder, has no "Improve it": what people say there would stay nowhere.
     """
-    os.environ.update(QUIET)
-    few_arenas()
+    os.environ.update(NO_TELEMETRY)
+    limit_malloc_arenas()
     from app import page, server
     from app.corpus import data_folder
     from app.models import folder_models, repository_models
     from stages.params import load_params
 
     settings = load_params(params).app
-    have = (folder_models if models else repository_models)(models or Path(), settings.models_in_memory)
-    first = warm(have, model)
+    load_models = folder_models if models else repository_models
+    available = load_models(models or Path(), settings.models_in_memory)
+    first = load_first_model(available, model)
     corpus = None if models or settings.recordings is None else data_folder() / Path(settings.recordings).expanduser()
     with server.private_folder():
-        blocks = page.build(have, settings, first, corpus, params, sounds(examples))
-        with server.serving(blocks, settings, host, port, share) as address:
+        blocks = page.build_page(available, settings, first, corpus, params, example_files(examples))
+        with server.serve_page(blocks, settings, host, port, share) as address:
             click.echo(f"{first} is loaded. The page is at {address} until Ctrl-C.")
             threading.Event().wait()
     return 0
 
 
-def few_arenas() -> None:
+def limit_malloc_arenas() -> None:
     """Have the threads share their memory: glibc else gives each an arena of its own, which only grows."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_ARENA_MAX, 2)
 
 
-def warm(models, name: str | None) -> str:
-    """Load the first model, so that nobody waits for it: the named one, or the first that can be had.
+def load_first_model(models: "Models", name: str | None) -> str:
+    """Load the first model, so that nobody waits for it: the named one, or the first that is available.
 
-    Raises UserError where the named one cannot be had, or none at all.
+    Raises UserError where the named one is unavailable, or all are.
     """
     from stages.runtime.errors import UserError
 
@@ -72,15 +79,15 @@ def warm(models, name: str | None) -> str:
         except UserError as error:
             if each == names[-1]:
                 raise
-            click.echo(f"{each} cannot be had: {error}", err=True)
+            click.echo(f"{each} is unavailable: {error}", err=True)
         else:
             return each
     raise AssertionError("Models has versions")
 
 
-def sounds(folder: Path) -> tuple[Path, ...]:
-    """The first few sound files of a folder, none where it is missing."""
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SOUNDS)
+def example_files(folder: Path) -> tuple[Path, ...]:
+    """The first few audio files of a folder, none where it is missing."""
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     return tuple(files[:N_EXAMPLES])
 
 

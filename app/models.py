@@ -21,9 +21,9 @@ class Models:
 
     def __init__(self, source: Repository | PublishedFolder, models_in_memory: int):
         self.source, self.models_in_memory = source, models_in_memory
-        self.lock, self.loading = threading.Lock(), threading.Lock()
-        self.asked: dict[str, Future[SpeechModel]] = {}
-        self.memory: OrderedDict[str, SpeechModel] = OrderedDict()  # by digest, the latest used last
+        self.lock, self.load_lock = threading.Lock(), threading.Lock()
+        self.pending: dict[str, Future[SpeechModel]] = {}
+        self.loaded: OrderedDict[str, SpeechModel] = OrderedDict()  # by digest, the latest used last
         self.digests: dict[Path, tuple[Stamp, str]] = {}
 
     @property
@@ -32,84 +32,84 @@ class Models:
         return self.source.versions()
 
     def load(self, name: str) -> SpeechModel:
-        """A version's model, its bytes fetched and loaded where they are not at hand, in evaluation mode.
+        """A version's model, its bytes fetched and loaded where they are not yet, in evaluation mode.
 
-        Whoever asks while another waits for the same version gets what that one gets. Raises UserError where it cannot
-        be had, with the way to have it; a later call tries again.
+        Whoever asks while another waits for the same version gets what that one gets. Raises UserError, which
+        says what to do, where it is unavailable; a later call tries again.
         """
         with self.lock:
-            first = name not in self.asked
-            answer = self.asked.setdefault(name, Future())
+            first = name not in self.pending
+            answer = self.pending.setdefault(name, Future())
         if first:
             try:
-                answer.set_result(self.obtain(name))
+                answer.set_result(self.load_current(name))
             except BaseException as error:
                 answer.set_exception(error)
             finally:
                 with self.lock:
-                    del self.asked[name]
+                    del self.pending[name]
         return answer.result()
 
-    def obtain(self, name: str) -> SpeechModel:
+    def load_current(self, name: str) -> SpeechModel:
         """The model as its files are now: the workspace's may have been trained again."""
         versions = {version.name: version for version in self.versions}
         if name not in versions:
             raise UserError(f"there is no model {name}: choose one of {', '.join(versions) or 'none'}")
         folder = self.source.folder(versions[name])
         before, digest = self.digest(folder)
-        if model := self.recall(digest):
+        if model := self.loaded_model(digest):
             return model
-        with self.loading:  # one at a time, so that memory stays bounded
-            model = self.recall(digest)
+        with self.load_lock:  # one at a time, so that memory stays bounded
+            model = self.loaded_model(digest)
             if model is None:
                 self.make_room()
                 model = load_model(folder, best_device())
                 if self.digest(folder)[0] != before:
                     raise UserError(f"{folder} changed while it was read: try again once it is written")
                 with self.lock:
-                    self.memory[digest] = model
+                    self.loaded[digest] = model
         return model
 
     def digest(self, folder: Path) -> tuple[Stamp, str]:
         """A folder's stamp and the digest of its bytes, read again only where the stamp is another."""
         try:
-            now = stamp(folder)
+            now = folder_stamp(folder)
             if self.digests.get(folder, (None, ""))[0] != now:
                 self.digests[folder] = now, folder_digest(folder)
         except FileNotFoundError:
             raise UserError(f"{folder} is being written or removed: try again once it is there") from None
         return self.digests[folder]
 
-    def recall(self, digest: str) -> SpeechModel | None:
+    def loaded_model(self, digest: str) -> SpeechModel | None:
         """A model from memory, from now on the latest used."""
         with self.lock:
-            if digest in self.memory:
-                self.memory.move_to_end(digest)
-            return self.memory.get(digest)
+            if digest in self.loaded:
+                self.loaded.move_to_end(digest)
+            return self.loaded.get(digest)
 
     def make_room(self) -> None:
         with self.lock:
-            while len(self.memory) >= self.models_in_memory:
-                self.memory.popitem(last=False)
+            while len(self.loaded) >= self.models_in_memory:
+                self.loaded.popitem(last=False)
 
 
-def stamp(folder: Path) -> Stamp:
-    """What changes when a folder's files do: their names, sizes, times and numbers."""
+def folder_stamp(folder: Path) -> Stamp:
+    """What changes when a folder's files do: their names, sizes, times of change and inode numbers."""
     stats = [(path.name, path.stat()) for path in folder.iterdir()]
     return frozenset((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
 
 
 def repository_models(root: Path, models_in_memory: int) -> Models:
     """The models of a clone of the project, the pins among them; raises UserError where there is none at all."""
-    return checked(Models(Repository(root), models_in_memory), "run `make repro` or `make pull`")
+    return require_versions(Models(Repository(root), models_in_memory), "run `make repro` or `make pull`")
 
 
 def folder_models(folder: Path, models_in_memory: int) -> Models:
     """The one model of a Space, a plain Hugging Face folder; raises UserError where it is none."""
-    return checked(Models(PublishedFolder(folder), models_in_memory), f"{folder} holds no *.safetensors")
+    return require_versions(Models(PublishedFolder(folder), models_in_memory), f"{folder} holds no *.safetensors")
 
 
-def checked(models: Models, advice: str) -> Models:
+def require_versions(models: Models, advice: str) -> Models:
     if not models.versions:
         raise UserError(f"there is no model to choose: {advice}")
     return models

@@ -13,17 +13,27 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.texts import for_browser
+from app.texts import browser_texts
 from stages.params import App
 from stages.runtime.errors import UserError
 
-STYLE = Path(__file__).with_name("style.css")
+STYLESHEET = Path(__file__).with_name("style.css")
 # Of all that gradio answers: it also fetches addresses for others, runs programs, and shows what people did.
-PAGES = {"/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json"}
-CALLS = {"info", "app_id", "startup-events", "theme.css", "upload", "upload_progress", "reset", "cancel", "heartbeat"}
-CALLS |= {"queue", "run", "call", "login_check", "user"}
-SESSIONS = 100  # whose state is kept; beyond, whoever was away longest has no last transcript to correct
-HEADERS = {
+PAGE_PATHS = {"/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json"}
+API_CALLS = {
+    "info",
+    "app_id",
+    "startup-events",
+    "theme.css",
+    "upload",
+    "upload_progress",
+    "reset",
+    "cancel",
+    "heartbeat",
+}
+API_CALLS |= {"queue", "run", "call", "login_check", "user"}
+MAX_SESSIONS = 100  # whose state is kept; beyond, whoever was away longest has no last transcript to correct
+SECURITY_HEADERS = {
     # A page that asks no other host, whatever a text or a library puts into it.
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
@@ -33,7 +43,7 @@ HEADERS = {
 }
 
 
-class Gate:
+class AddressFilter:
     """ASGI middleware: 404 for every address that the page does not need, and headers that bind the browser."""
 
     def __init__(self, app: ASGIApp):
@@ -45,25 +55,25 @@ class Gate:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                extra = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 
-        app = self.app if is_open(scope["path"]) else PlainTextResponse("There is nothing here.", 404)
+        app = self.app if is_allowed(scope["path"]) else PlainTextResponse("There is nothing at this address.", 404)
         await app(scope, receive, send_with_headers)
 
 
-def is_open(path: str) -> bool:
+def is_allowed(path: str) -> bool:
     """Whether an address, percent signs resolved, is one of the page's own."""
     path = unquote(path)  # once more: gradio resolves a file's name itself
-    if path in PAGES or path.startswith(("/assets/", "/static/")):
+    if path in PAGE_PATHS or path.startswith(("/assets/", "/static/")):
         return True
     if not path.startswith("/gradio_api/"):
         return False
     call = path.removeprefix("/gradio_api/")
     if call.startswith("file="):
         return "://" not in call and ".." not in Path(call).parts
-    return call.split("/")[0] in CALLS
+    return call.split("/")[0] in API_CALLS
 
 
 @contextmanager
@@ -81,15 +91,15 @@ def private_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def serving(page: gradio.Blocks, settings: App, host: str, port: int, share: bool) -> Iterator[str]:
+def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: bool) -> Iterator[str]:
     """The page on a port; gives its address. Raises UserError where the port is taken."""
     page.queue(max_size=settings.queue, default_concurrency_limit=2, api_open=False)
     try:
-        page.launch(
+        _, local_url, share_url = page.launch(
             server_name=host,
             server_port=port,
             share=share,
-            state_session_capacity=SESSIONS,
+            state_session_capacity=MAX_SESSIONS,
             quiet=True,
             prevent_thread_lock=True,
             max_file_size=settings.max_megabytes * 1_000_000,
@@ -101,24 +111,24 @@ def serving(page: gradio.Blocks, settings: App, host: str, port: int, share: boo
             pwa=False,
             mcp_server=False,
             footer_links=["api", "settings"],
-            i18n=gradio.I18n(**for_browser()),
-            theme=theme(),
-            css_paths=STYLE,
-            app_kwargs={"middleware": [Middleware(Gate)]},
+            i18n=gradio.I18n(**browser_texts()),
+            theme=page_theme(),
+            css_paths=STYLESHEET,
+            app_kwargs={"middleware": [Middleware(AddressFilter)]},
         )
     except OSError as error:
         if error.errno not in (None, errno.EADDRINUSE, errno.EACCES):
             raise
         raise UserError(
-            f"port {port} of {host} cannot be had: another program has it; choose one with --port"
+            f"port {port} on {host} is not available: another program may be using it; choose one with --port"
         ) from None
     try:
-        yield page.share_url or page.local_url
+        yield share_url or local_url
     finally:
         page.close(verbose=False)
 
 
-def theme() -> gradio.themes.Base:
+def page_theme() -> gradio.themes.Base:
     """Calm, with the computer's own fonts, and white on green dark enough to be read."""
     fonts = [gradio.themes.Font(name) for name in ("system-ui", "sans-serif")]
     mono = [gradio.themes.Font(name) for name in ("ui-monospace", "monospace")]

@@ -2,7 +2,7 @@
 
 ENGLISH = {
     "title": "viska: speech to text",
-    "intro": "Choose a model, then speak, drop a file, or paste a video's address. The sound stays on the computer "
+    "intro": "Choose a model, then speak, drop a file, or paste a video's address. The audio stays on the computer "
     "that runs this page.",
     "transcribe": "Transcribe",
     "model": "Model",
@@ -11,7 +11,7 @@ ENGLISH = {
     "speak": "Speak",
     "microphone": "Microphone",
     "file": "File",
-    "upload": "A sound or video file",
+    "upload": "An audio or video file",
     "examples": "Examples",
     "video": "Video",
     "url": "Address of a YouTube video",
@@ -19,23 +19,23 @@ ENGLISH = {
     "copy": "Copy",
     "progress": "Progress",
     "improve": "Improve it",
-    "improve_intro": "Read the sentence aloud, or correct what was heard in your last recording. What you save becomes "
+    "improve_intro": "Read the sentence aloud, or correct the transcript of your last recording. What you save becomes "
     "training material for the next model, on the computer that runs this page.",
     "another": "Another sentence",
     "correct": "Correct my last transcript",
     "recording": "Recording, at most 30 seconds",
     "said": "What is said, word for word",
-    "consent": "I may give this recording away, and it may be kept and used to train speech recognition.",
+    "consent": "I have the right to share this recording, and it may be kept and used to train speech recognition.",
     "save": "Save the recording",
-    # What is said in answer to somebody.
-    "ready": "The text will stand here.",
-    "waiting": "Waiting for a turn …",
+    # Answers to what somebody did.
+    "ready": "The text will appear here.",
+    "waiting": "Waiting in the queue …",
     "loading": "Loading the model …",
-    "fetching": "Fetching the video's sound … {percent} %",
-    "heard": "{heard} heard",
-    "heard_of": "{heard} of {total} heard",
-    "done": "Done: {heard} of sound.",
-    "silence": "Nothing was said, or too quietly: no speech was found in {heard} of sound.",
+    "downloading": "Downloading the video's audio … {percent} %",
+    "transcribed": "{time} transcribed",
+    "transcribed_of": "{time} of {total} transcribed",
+    "done": "Done: {time} of audio.",
+    "silence": "Nothing was said, or too quietly: no speech was found in {time} of audio.",
     "stopped": "Stopped.",
     "failed": "This did not work",
     "wer": "Word error rate {wer} %",
@@ -46,12 +46,12 @@ ENGLISH = {
     "untrained": "untrained: it only guesses",
     "no_microphone": "There is no recording yet: press Record, speak, and press Stop recording first.",
     "no_file": "There is no file yet: drop one, or choose an example first.",
-    "no_url": "There is no address yet: paste that of a YouTube video first.",
+    "no_url": "There is no address yet: paste the address of a YouTube video first.",
     "gone": "The file is no longer here: add it again.",
     "timeout": "It took longer than the {limit} that one transcription may take: cut the recording into parts.",
-    "broken": "Something went wrong here, which is not your doing: the log of the program tells more.",
+    "broken": "Something went wrong, and it is not your fault: the program's log has the details.",
     "no_consent": "Nothing was saved: tick the box first if you agree.",
-    "no_words": "Nothing was saved: write down what is said first.",
+    "no_words": "Nothing was saved: first write down what is said.",
     "no_recording": "Nothing was saved: record something first.",
     "nothing_to_correct": "There is nothing to correct yet: transcribe something of at most 30 seconds first.",
     "saved": "Saved, thank you. There are {count} recordings by now; the next `dvc repro` trains on them.",
@@ -88,11 +88,11 @@ SWEDISH = {
     "ready": "Texten kommer att stå här.",
     "waiting": "Väntar på tur …",
     "loading": "Laddar modellen …",
-    "fetching": "Hämtar videons ljud … {percent} %",
-    "heard": "{heard} avlyssnat",
-    "heard_of": "{heard} av {total} avlyssnat",
-    "done": "Klart: {heard} ljud.",
-    "silence": "Ingenting sades, eller för tyst: inget tal hittades i {heard} ljud.",
+    "downloading": "Hämtar videons ljud … {percent} %",
+    "transcribed": "{time} transkriberat",
+    "transcribed_of": "{time} av {total} transkriberat",
+    "done": "Klart: {time} ljud.",
+    "silence": "Ingenting sades, eller för tyst: inget tal hittades i {time} ljud.",
     "stopped": "Avbrutet.",
     "failed": "Det gick inte",
     "wer": "Ordfel {wer} %",
@@ -117,15 +117,15 @@ SWEDISH = {
 
 LANGUAGES = {"en": ENGLISH, "sv": SWEDISH}  # the first where a browser wants none of them
 
-PREFIX = "viska_"  # of the keys in the browser, where gradio has its own
+KEY_PREFIX = "viska_"  # of the keys in the browser, where gradio has its own
 
 
-def for_browser() -> dict[str, dict[str, str]]:
+def browser_texts() -> dict[str, dict[str, str]]:
     """All texts by language, under the browser's keys."""
-    return {name: {PREFIX + key: text for key, text in texts.items()} for name, texts in LANGUAGES.items()}
+    return {name: {KEY_PREFIX + key: text for key, text in texts.items()} for name, texts in LANGUAGES.items()}
 
 
-def language_of(accepted: str | None) -> str:
+def preferred_language(accepted: str | None) -> str:
     """The language that a browser wants most, of its Accept-Language header: ``sv-SE,sv;q=0.9,en;q=0.8``."""
     wanted = []
     for place, item in enumerate((accepted or "").lower().split(",")):
@@ -137,17 +137,17 @@ def language_of(accepted: str | None) -> str:
     return next((name for _, _, name in sorted(wanted) if name in LANGUAGES), next(iter(LANGUAGES)))
 
 
-def say(language: str, key: str, **values: object) -> str:
+def translate(language: str, key: str, **values: object) -> str:
     return LANGUAGES[language][key].format(**values)
 
 
-def number(language: str, value: float) -> str:
-    """One decimal, with the language's own decimal sign."""
+def format_decimal(language: str, value: float) -> str:
+    """One decimal, with the language's own decimal separator."""
     text = f"{value:.1f}"
     return text.replace(".", ",") if language == "sv" else text
 
 
-def clock(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """Seconds as people read them: 0:07, 12:30, 1:02:03."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,4 +1,4 @@
-"""The sound of a YouTube video as a file, by yt-dlp.
+"""The audio of a YouTube video as a file, by yt-dlp.
 
 yt-dlp can fetch nearly anything, so it never sees what a person typed: an address is taken apart here and built anew
 from the video's id, one extractor is enabled, and each request, redirected ones too, must go to a host of the list.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import parse_qs
 
 import yt_dlp
@@ -24,53 +25,54 @@ from yt_dlp.networking.exceptions import TransportError
 from stages.asr.recording import clock
 from stages.runtime.errors import UserError
 
-SITES = ("youtube.com", "www.youtube.com", "m.youtube.com", "music.youtube.com", "www.youtube-nocookie.com")
-SHORT = "youtu.be"
+YOUTUBE_HOSTS = ("youtube.com", "www.youtube.com", "m.youtube.com", "music.youtube.com", "www.youtube-nocookie.com")
+SHORT_HOST = "youtu.be"
 # Printable ASCII without a backslash, of which the host is letters: no user, port, number, escape or other alphabet.
-ADDRESS = re.compile(
+ADDRESS_FORM = re.compile(
     r"(?=[!-\[\]-~]{1,2000}\Z)https?://(?P<host>[a-z.-]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?(?:#.*)?",
     re.I | re.ASCII,
 )
-VIDEO = re.compile(r"[A-Za-z0-9_-]{11}")
-FOLDERS = ("shorts", "live", "embed", "v")  # where a video's id stands in the path
-NO_VIDEOS = ("videoseries", "live_stream")  # which are as long as an id, in embed/
-RUNTIMES = ("deno", "node", "quickjs")
-SILENCE = 15  # seconds without a byte after which a connection is given up
+VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+ID_FOLDERS = ("shorts", "live", "embed", "v")  # where a video's id stands in the path
+NOT_IDS = ("videoseries", "live_stream")  # which are as long as an id, in embed/
+JAVASCRIPT_RUNTIMES = ("deno", "node", "quickjs")
+SOCKET_SECONDS = 15  # without a byte after which a connection is given up
 
-DROP_IT = "download it where you can play it, and drop the file here"
+ADVICE = "download it where you can play it, and drop the file here"
 NO_ADDRESS = (
-    "This is no address of a YouTube video: paste one such as https://www.youtube.com/watch?v=…, or drop a file here"
+    "This is not the address of a YouTube video: paste one such as https://www.youtube.com/watch?v=…, or drop a file"
+    " here"
 )
 ONE_VIDEO = "This is a playlist, a channel or a search: open one video of it, and paste the address of that"
 NO_RUNTIME = (
-    "yt-dlp found no sound, and no JavaScript runtime, which YouTube may ask for: install Deno with"
+    "yt-dlp found no audio, and no JavaScript runtime, which YouTube may ask for: install Deno with"
     " `python -m pip install deno` (or Node 22, or QuickJS) and try again"
 )
-UNKNOWN = "YouTube gave no sound: a newer yt-dlp may find it (`python -m pip install -U yt-dlp yt-dlp-ejs`)"
-CUT = "YouTube cannot be reached, or the connection broke off"
-REASONS = {  # what yt-dlp says, in lower case, and what that means; the first that fits counts
+NO_AUDIO = "YouTube gave no audio: a newer yt-dlp may find it (`python -m pip install -U yt-dlp yt-dlp-ejs`)"
+UNREACHABLE = "YouTube cannot be reached, or the connection was lost"
+FAILURES = {  # what yt-dlp says, in lower case, and what that means; the first that fits counts
     r"not a bot|captcha|rate-limited|too many requests|error 429|likely being blocked": (
         "YouTube refuses this machine, which it takes for a robot"
     ),
     r"confirm your age|age-restricted|inappropriate for some": "YouTube shows this video only to adults who sign in",
     r"premium|payment|purchase|rental": "This video has to be paid for",
     r"members|join this channel": "This video is for the members of its channel",
-    r"your country|your location|geo.?restrict": "This video may not be seen in the country where this machine is",
+    r"your country|your location|geo.?restrict": "This video is not available in the country where this machine is",
     r"private": "This video is private",
-    r"drm protected": "This video is locked against copying",
-    r"premieres|will begin|has not started|is offline": "This video has not begun yet",
-    r"no space left": "No space is left on the disk of this machine",
-    r"error 5\d\d": "YouTube has trouble of its own just now",
+    r"drm protected": "This video is copy-protected",
+    r"premieres|will begin|has not started|is offline": "This video has not started yet",
+    r"no space left": "There is no space left on this machine's disk",
+    r"error 5\d\d": "YouTube is having problems of its own just now",
     r"error 404|error 410|unavailable|removed|terminated|deleted|does not exist|(?<!format is )not available"
-    r"|isn't available": "YouTube has no such video, or no longer",
-    r"urlopen error|timed out|connection|name resolution|tunnel|ssl": CUT,
-    r"error 403|forbidden|sign in|log in|login": "YouTube refuses to hand this video to this machine",
-    r"got error": CUT,
+    r"|isn't available": "YouTube has no such video, or no longer has it",
+    r"urlopen error|timed out|connection|name resolution|tunnel|ssl": UNREACHABLE,
+    r"error 403|forbidden|sign in|log in|login": "YouTube refuses to send this video to this machine",
+    r"got error": UNREACHABLE,
 }
 
 
 @dataclass(frozen=True)
-class Source:
+class VideoSource:
     """Where videos come from.
 
     rebuild: the address to fetch, built anew from what a person typed; raises UserError.
@@ -89,58 +91,59 @@ class Source:
 
 def youtube_address(url: str) -> str:
     """The address of the one video that an address names; raises UserError where it names none."""
-    match = ADDRESS.fullmatch(url.strip())
-    host = match["host"].lower() if match else None
-    if host not in (*SITES, SHORT):
+    match = ADDRESS_FORM.fullmatch(url.strip())
+    host = match["host"].lower() if match else ""
+    if not match or host not in (*YOUTUBE_HOSTS, SHORT_HOST):
         raise UserError(NO_ADDRESS)
-    _, first, *rest = [*(match["path"] or "/").split("/"), ""]
-    if host == SHORT:
+    path: str = match["path"] or "/"
+    first, second, *_ = *path.split("/")[1:], ""
+    if host == SHORT_HOST:
         video = first
     elif first == "watch":
         video = parse_qs(match["query"] or "").get("v", [""])[0]
     else:
-        video = rest[0] if first in FOLDERS else ""
-    if not VIDEO.fullmatch(video) or video in NO_VIDEOS:
-        raise UserError(ONE_VIDEO if video in ("", *NO_VIDEOS) and first else NO_ADDRESS)
+        video = second if first in ID_FOLDERS else ""
+    if not VIDEO_ID.fullmatch(video) or video in NOT_IDS:
+        raise UserError(ONE_VIDEO if video in ("", *NOT_IDS) and first else NO_ADDRESS)
     return f"https://www.youtube.com/watch?v={video}"
 
 
-YOUTUBE = Source(youtube_address, ("youtube",), "https", ("youtube.com", "googlevideo.com"))
+YOUTUBE = VideoSource(youtube_address, ("youtube",), "https", ("youtube.com", "googlevideo.com"))
 
 
-def fetch(
+def fetch_audio(
     url: str,
     folder: Path,
     max_seconds: float,
     max_bytes: int,
     timeout: float,
     progress: Callable[[float], None],
-    source: Source = YOUTUBE,
+    source: VideoSource = YOUTUBE,
 ) -> Path:
-    """The sound of a video as a new file in ``folder``, as it came: m4a, webm and the like.
+    """The audio of a video as a new file in ``folder``, as it came: m4a, webm and the like.
 
     timeout: seconds for all of it. progress is told the share that has come, 0 to 1, at least with each request; what
     it raises ends the download and is raised here. Leaves nothing behind where it fails.
-    Raises UserError with a sentence for a person, never with yt-dlp's words.
+    Raises UserError with a sentence for a person, never in yt-dlp's words.
     """
-    address, watch, journal = source.rebuild(url), Watch(max_seconds, max_bytes, timeout, progress), Journal()
+    address, limits, log = source.rebuild(url), DownloadLimits(max_seconds, max_bytes, timeout, progress), DownloadLog()
     with TemporaryDirectory(prefix="video-", dir=folder) as inside:
         try:
-            with Downloader(source, watch, options(source, watch, journal, inside)) as downloader:
+            with Downloader(source, limits, downloader_options(source, limits, log, inside)) as downloader:
                 downloader.extract_info(address)
-        except Ended as ended:
-            raise ended.__cause__ from None
+        except DownloadAborted as aborted:
+            raise aborted.cause from None
         except Exception as error:  # extractors fail in any way: what they read was made by others
-            journal.error(str(error))
-            raise UserError(explain(journal)) from None
-        sounds = list(Path(inside).iterdir())
-        if len(sounds) != 1:
-            raise UserError(explain(journal))
-        return sounds[0].replace(folder / f"{Path(inside).name}{sounds[0].suffix}")
+            log.error(str(error))
+            raise UserError(failure_reason(log)) from None
+        files = list(Path(inside).iterdir())
+        if len(files) != 1:
+            raise UserError(failure_reason(log))
+        return files[0].replace(folder / f"{Path(inside).name}{files[0].suffix}")
 
 
-def options(source: Source, watch: "Watch", journal: "Journal", folder: str) -> dict:
-    """What yt-dlp is told: one video's sound alone, and no cache, cookies, configuration or ffmpeg program."""
+def downloader_options(source: VideoSource, limits: "DownloadLimits", log: "DownloadLog", folder: str) -> dict:
+    """What yt-dlp is told: one video's audio alone, and no cache, cookies, configuration or ffmpeg program."""
     return {
         "allowed_extractors": list(source.extractors),
         "cachedir": False,
@@ -148,43 +151,43 @@ def options(source: Source, watch: "Watch", journal: "Journal", folder: str) -> 
         "fixup": "never",
         "format": "bestaudio/best",
         "fragment_retries": 3,
-        "js_runtimes": {name: {} for name in runtimes()},
-        "logger": journal,
-        "match_filter": watch.before,
+        "js_runtimes": {name: {} for name in javascript_runtimes()},
+        "logger": log,
+        "match_filter": limits.check_info,
         "noplaylist": True,
         "noprogress": True,
-        "outtmpl": "sound.%(ext)s",
+        "outtmpl": "audio.%(ext)s",
         "paths": {"home": folder},
-        "progress_hooks": [watch.during],
+        "progress_hooks": [limits.check_block],
         "quiet": True,
         "retries": 3,
         "skip_unavailable_fragments": False,
-        "socket_timeout": SILENCE,
+        "socket_timeout": SOCKET_SECONDS,
         "updatetime": False,
     }
 
 
-def runtimes() -> list[str]:
+def javascript_runtimes() -> list[str]:
     """The JavaScript runtimes on this machine that yt-dlp can use."""
-    found = {name: supported_js_runtimes.value[name]().info for name in RUNTIMES}
+    found = {name: supported_js_runtimes.value[name]().info for name in JAVASCRIPT_RUNTIMES}
     return [name for name, info in found.items() if info and info.supported]
 
 
-def explain(journal: "Journal") -> str:
+def failure_reason(log: "DownloadLog") -> str:
     """What went wrong, as a sentence; where that is not clear and no JavaScript runtime is there, it is likely that."""
-    said = " ".join(journal.failed).lower().replace("’", "'")
+    said = " ".join(log.failed).lower().replace("’", "'")
     if "any player response" in said:  # YouTube's answers, each of which failed with no more than a warning
-        said = " ".join(journal.warned).lower()
-    for pattern, reason in REASONS.items():
+        said = " ".join(log.warned).lower()
+    for pattern, reason in FAILURES.items():
         if re.search(pattern, said):
-            return f"{reason}: {DROP_IT}"
-    return f"{UNKNOWN if runtimes() else NO_RUNTIME}, or {DROP_IT}"
+            return f"{reason}: {ADVICE}"
+    return f"{NO_AUDIO if javascript_runtimes() else NO_RUNTIME}, or {ADVICE}"
 
 
-class Journal:
+class DownloadLog:
     """Where yt-dlp writes: kept to find the reason of a failure, shown to nobody."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.warned: list[str] = []
         self.failed: list[str] = []
 
@@ -198,35 +201,39 @@ class Journal:
         self.failed.append(message)
 
 
-class Ended(BaseException):
+class DownloadAborted(BaseException):
     """Carries its cause through yt-dlp, which catches Exception in many places."""
+
+    def __init__(self, cause: Exception):
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 @contextmanager
-def ending() -> Iterator[None]:
+def aborting() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise Ended from error
+        raise DownloadAborted(error) from error
 
 
-class Watch:
-    """The bounds of one download, looked at before and while it runs."""
+class DownloadLimits:
+    """The limits of one download, checked before and while it runs."""
 
     def __init__(self, max_seconds: float, max_bytes: int, timeout: float, progress: Callable[[float], None]):
         self.max_seconds, self.max_bytes, self.timeout, self.progress = max_seconds, max_bytes, timeout, progress
         self.deadline, self.share = time.monotonic() + timeout, 0.0
 
-    def look(self) -> None:
-        """Before each request, and after each block."""
-        with ending():
+    def check_time(self) -> None:
+        """Check the time left and tell progress: before each request, and after each block."""
+        with aborting():
             if time.monotonic() > self.deadline:
-                raise UserError(f"The video has not come within {self.timeout:.0f} s: {DROP_IT}")
+                raise UserError(f"The video did not arrive within {self.timeout:.0f} s: {ADVICE}")
             self.progress(self.share)
 
-    def before(self, info: dict, *, incomplete: bool) -> None:
+    def check_info(self, info: dict, *, incomplete: bool) -> None:
         """Called with what is known of a video before anything of it is downloaded."""
-        with ending():
+        with aborting():
             if info.get("playlist_index"):
                 raise UserError(ONE_VIDEO)
             if info.get("is_live") or info.get("live_status") in ("is_live", "is_upcoming", "post_live"):
@@ -234,13 +241,13 @@ class Watch:
             self.check_length(info.get("duration") or 0)
             self.check_size(info.get("filesize") or info.get("filesize_approx") or 0)
 
-    def during(self, state: dict) -> None:
+    def check_block(self, state: dict) -> None:
         """Called with each block; a size that was announced need not be true."""
         total = state.get("total_bytes") or state.get("total_bytes_estimate") or 0
-        with ending():
+        with aborting():
             self.check_size(max(state.get("downloaded_bytes") or 0, state.get("total_bytes") or 0))
         self.share = min(1.0, state.get("downloaded_bytes", 0) / total) if total else 0.0
-        self.look()
+        self.check_time()
 
     def check_length(self, seconds: float) -> None:
         if seconds > self.max_seconds:
@@ -252,46 +259,46 @@ class Watch:
     def check_size(self, n_bytes: int) -> None:
         if n_bytes > self.max_bytes:
             raise UserError(
-                f"The sound of this video takes more than {self.max_bytes / 1e6:.3g} MB: download it, cut it, and drop"
+                f"The audio of this video is larger than {self.max_bytes / 1e6:.3g} MB: download it, cut it, and drop"
                 " the parts here one by one"
             )
 
 
 class Downloader(yt_dlp.YoutubeDL):
-    """A YoutubeDL that loads no plugins, and whose every request passes a gate."""
+    """A YoutubeDL that loads no plugins, and whose every request passes a HostFilter."""
 
-    def __init__(self, source: Source, watch: Watch, params: dict):
+    def __init__(self, source: VideoSource, limits: DownloadLimits, params: dict):
         os.environ["YTDLP_NO_PLUGINS"] = "1"  # which a YoutubeDL reads before anything else
-        self.make_gate = partial(Gate, source, watch)
+        self.make_filter = partial(HostFilter, source, limits)
         super().__init__(params)
 
-    def build_request_director(self, handlers, preferences=None):
-        return super().build_request_director([partial(Handler, make_gate=self.make_gate)], preferences)
+    def build_request_director(self, handlers: Any, preferences: Any = None) -> Any:
+        return super().build_request_director([partial(FilteredHandler, make_filter=self.make_filter)], preferences)
 
 
-class Handler(UrllibRH):
+class FilteredHandler(UrllibRH):
     """yt-dlp's plainest way to send requests, in which each redirect is a request of its own."""
 
     RH_KEY = UrllibRH.RH_KEY
 
-    def __init__(self, *, make_gate: "Callable[[], Gate]", **kwargs):
+    def __init__(self, *, make_filter: "Callable[[], HostFilter]", **kwargs: Any):
         super().__init__(**kwargs)
-        self.make_gate = make_gate
+        self.make_filter = make_filter
 
-    def _create_instance(self, **kwargs) -> urllib.request.OpenerDirector:
+    def _create_instance(self, **kwargs: Any) -> urllib.request.OpenerDirector:
         opener = super()._create_instance(**kwargs)
-        opener.add_handler(self.make_gate())
+        opener.add_handler(self.make_filter())
         return opener
 
 
-class Gate(urllib.request.BaseHandler):
-    """Looks at each request before it is sent, and at each to which a redirect leads."""
+class HostFilter(urllib.request.BaseHandler):
+    """Checks each request before it is sent, redirected ones too: its host must be one of the source's."""
 
-    def __init__(self, source: Source, watch: Watch):
-        self.source, self.watch = source, watch
+    def __init__(self, source: VideoSource, limits: DownloadLimits):
+        self.source, self.limits = source, limits
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
-        self.watch.look()
+        self.limits.check_time()
         if not self.source.allows(request.type, request.host):
             raise TransportError(f"forbidden: {request.host}")
         return request

@@ -70,7 +70,7 @@ def waiting(address: str, clips: list[Path], folder: Path, clicks: int) -> str:
         page = browser.new_page(locale="en-GB")
         page.goto(address)
         times = [from_click_to(page, short, "Done") for _ in range(clicks + 1)][1:]
-        first = from_click_to(page, long, "of 10:00 heard")
+        first = from_click_to(page, long, "of 10:00 transcribed")
     usual, worst = statistics.median(times), max(times)
     return f"from click to text, 5 s: {usual:.2f} s, at worst {worst:.2f}; first text of 10 min: {first:.2f} s"
 
@@ -78,7 +78,7 @@ def waiting(address: str, clips: list[Path], folder: Path, clicks: int) -> str:
 def from_click_to(page: Page, recording: Path, words: str) -> float:
     """Seconds until there is text and the status says so much."""
     page.reload()
-    expect(page.locator("#status")).to_contain_text("The text will stand here")
+    expect(page.locator("#status")).to_contain_text("The text will appear here")
     page.get_by_role("tab", name="File", exact=True).click()
     page.locator("#upload input[type=file]").set_input_files(recording)
     expect(page.locator("#upload")).to_contain_text(recording.stem)

@@ -14,13 +14,13 @@ from gradio_client import handle_file
 from playwright.sync_api import Browser, Page, expect
 
 from app import video
-from app.comparison import mark
+from app.comparison import mark_differences
 from app.formats import as_srt, as_txt, as_vtt
 from app.models import Models
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.transcription import Segment, transcribe
-from tests.support.browser import chromium
+from tests.support.browser import MISSING, chromium, find_browser
 from tests.support.demo import PATIENCE, Demo, babbling_models, connect, long_recording, serve, spoken, until
 from tests.support.video import Reply, Site
 from tests.support.video import serve as serve_videos
@@ -40,6 +40,8 @@ def models(tmp_path_factory, tiny) -> Models:
 
 @pytest.fixture(scope="module")
 def browser(clips) -> Iterator[Browser]:
+    if not find_browser():
+        pytest.skip(MISSING)
     with chromium(microphone=clips[3]) as browser:
         yield browser
 
@@ -54,8 +56,8 @@ def site(tmp_path_factory) -> Iterator[Site]:
 def demo(tmp_path_factory, models, clips, site) -> Iterator[Demo]:
     folder = tmp_path_factory.mktemp("demo")
     (folder / "example.wav").write_bytes(clips[2].read_bytes())
-    fetch = partial(video.fetch, source=site.source)
-    with serve(models, folder, fetch, max_seconds=3600, max_megabytes=200) as demo:
+    fetch_audio = partial(video.fetch_audio, source=site.source)
+    with serve(models, folder, fetch_audio, max_seconds=3600, max_megabytes=200) as demo:
         yield demo
 
 
@@ -178,7 +180,7 @@ def test_two_models_side_by_side_with_their_differences(demo, page, clips):
     choose(page, "Compare with", "pretrained")
     transcribe_file(page, clips[0])
     heard = [segments(demo, clips[0], name) for name in ("tuned", "pretrained")]
-    for pane, found, pieces in zip(("left", "right"), heard, mark(*map(words, heard)), strict=True):
+    for pane, found, pieces in zip(("left", "right"), heard, mark_differences(*map(words, heard)), strict=True):
         expect_text(page, found, pane)
         differing = " ".join(piece for piece, differs in pieces if differs)
         assert " ".join(page.locator(f"#{pane} mark").all_inner_texts()).split() == differing.split() != []
@@ -216,7 +218,7 @@ def test_silence_is_no_text(page, tmp_path):
 
 def test_text_comes_while_it_is_decoded_and_stop_ends_the_work(demo, page, clips, tmp_path):
     transcribe_file(page, long_recording(clips, tmp_path / "hour.wav", 3000))
-    expect(page.locator("#status")).to_contain_text(re.compile(r"0:\d\d of 50:00 heard"))
+    expect(page.locator("#status")).to_contain_text(re.compile(r"0:\d\d of 50:00 transcribed"))
     expect(page.locator("#left span").first).to_be_visible()
     opened = [file.path for file in psutil.Process().open_files() if file.path.endswith("hour.wav")]
     assert opened
@@ -235,7 +237,7 @@ def test_whoever_waits_sees_the_place_and_can_leave(demo, page, clips, tmp_path)
     for job in jobs:
         next(iter(job))
     transcribe_file(page, clips[0])
-    expect(page.locator("#status")).to_contain_text("Waiting for a turn")
+    expect(page.locator("#status")).to_contain_text("Waiting in the queue")
     expect(page.locator("#status")).to_contain_text("queue: 1/1")
     page.locator("#stop").click()
     expect(page.locator("#status")).to_contain_text("Stopped")
@@ -262,7 +264,7 @@ def test_the_page_asks_no_other_host_and_complains_of_nothing(demo, visit):
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: said.append(str(error)))
     page.reload()
-    expect(page.locator("#status p")).to_have_text("The text will stand here.")
+    expect(page.locator("#status p")).to_have_text("The text will appear here.")
     assert asked and all(url.startswith((demo.url, "data:", "blob:")) for url in asked)
     assert not said
 
@@ -348,7 +350,7 @@ def test_a_sentence_read_aloud_is_saved_after_consent(demo, page):
     page.locator("#save").click()
     expect(page.get_by_test_id("toast-body")).to_contain_text("tick the box")
     before = rows(demo)
-    page.get_by_label("I may give this recording away").check()
+    page.get_by_label("I have the right to share this recording").check()
     page.locator("#save").click()
     expect(page.locator("#answer")).to_contain_text("Saved, thank you")
     (row,) = rows(demo)[len(before) :]
@@ -356,7 +358,7 @@ def test_a_sentence_read_aloud_is_saved_after_consent(demo, page):
     expect(page.locator("#said textarea")).not_to_have_value(sentence)
     page.reload()
     page.get_by_role("tab", name="Improve it").click()
-    page.get_by_label("I may give this recording away").check()
+    page.get_by_label("I have the right to share this recording").check()
     record(page, "#recording")
     page.locator("#save").click()
     expect(page.locator("#answer")).to_contain_text("Saved, thank you")
@@ -370,7 +372,7 @@ def test_a_transcript_is_corrected_and_saved(demo, page, clips):
     page.get_by_role("button", name="Correct my last transcript").click()
     expect(page.locator("#said textarea")).to_have_value(words(segments(demo, clips[1])))
     page.locator("#said textarea").fill("det som verkligen sades")
-    page.get_by_label("I may give this recording away").check()
+    page.get_by_label("I have the right to share this recording").check()
     page.locator("#save").click()
     expect(page.locator("#answer")).to_contain_text("Saved, thank you")
     assert rows(demo)[-1]["text"] == "det som verkligen sades"

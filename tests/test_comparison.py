@@ -6,7 +6,7 @@ from itertools import pairwise
 import jiwer
 import pytest
 
-from app.comparison import DIFFERS, mark
+from app.comparison import DIFFERS, mark_differences
 from stages.asr.text import normalise
 
 WORDS = [
@@ -34,7 +34,7 @@ def differing(pieces: list[tuple[str, str | None]]) -> list[str]:
 
 
 def test_what_differs_is_marked():
-    left, right = mark("Hej på dig, du.", "Hej på er, du gamle.")
+    left, right = mark_differences("Hej på dig, du.", "Hej på er, du gamle.")
     assert left == [("Hej på ", None), ("dig, ", DIFFERS), ("du.", None)]
     assert right == [("Hej på ", None), ("er, ", DIFFERS), ("du ", None), ("gamle.", DIFFERS)]
 
@@ -52,19 +52,19 @@ def test_what_differs_is_marked():
     ],
 )
 def test_what_normalising_drops_is_no_difference(left, right):
-    assert not [piece for side in mark(left, right) for piece in differing(side)]
+    assert not [piece for side in mark_differences(left, right) for piece in differing(side)]
 
 
 def test_one_side_may_be_empty():
-    assert mark("", "Hej på dig") == ([], [("Hej på dig", DIFFERS)])
-    assert mark("Hej på dig", " ") == ([("Hej på dig", DIFFERS)], [(" ", None)])
+    assert mark_differences("", "Hej på dig") == ([], [("Hej på dig", DIFFERS)])
+    assert mark_differences("Hej på dig", " ") == ([("Hej på dig", DIFFERS)], [(" ", None)])
 
 
 @pytest.mark.parametrize("seed", range(300))
 def test_pieces_give_back_the_texts_and_mark_what_the_error_rate_counts(seed):
     draw = random.Random(seed)
     texts = [" ".join(draw.choices(WORDS, k=draw.randrange(12))) + draw.choice(["", " ", "\n"]) for _ in range(2)]
-    sides = mark(*texts)
+    sides = mark_differences(*texts)
     assert ["".join(piece for piece, _ in side) for side in sides] == texts
     for side in sides:
         assert all(first[1] != second[1] for first, second in pairwise(side))
@@ -78,4 +78,6 @@ def test_hours_of_speech():
     left = draw.choices([f"ord{number}" for number in range(3000)], k=40_000)
     right = [word if draw.random() > 0.1 else "annat" for word in left]
     changed = sum(ours != theirs for ours, theirs in zip(left, right, strict=True))
-    assert sum(len(piece.split()) for piece in differing(mark(" ".join(left), " ".join(right))[1])) == changed
+    assert (
+        sum(len(piece.split()) for piece in differing(mark_differences(" ".join(left), " ".join(right))[1])) == changed
+    )

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from app import corpus
-from app.corpus import CORRECTED, READ, Saved, save_clip, sentences
+from app.corpus import CORRECTED, READ_ALOUD, Saved, save_clip, sentences_to_read
 from app.sentences import SENTENCES
 from stages.asr.clips import SPLITS, clean_text
 from stages.corpora import folder as corpora
@@ -47,7 +47,7 @@ def save(folder, params, tmp_path) -> Callable[..., Saved]:
         if audio is None:
             audio = tmp_path / f"{number}.wav"
             record(audio, number)
-        values = {"speaker": SPEAKER, "source": READ, "consent": WORDS} | values
+        values = {"speaker": SPEAKER, "source": READ_ALOUD, "consent": WORDS} | values
         return save_clip(folder, audio, text if text is not None else f"Mening {number}.", params=params, **values)
 
     return save
@@ -140,7 +140,7 @@ def test_other_processes_wait_too(folder, params, save, tmp_path):
     code = (
         "import sys; from pathlib import Path; from app.corpus import *; print(flush=True);"
         "folder, audio, params = map(Path, sys.argv[1:]);"
-        f"[save_clip(folder, audio, 'Mening 9.', {SPEAKER!r}, READ, 'ja', params) for _ in range(20)]"
+        f"[save_clip(folder, audio, 'Mening 9.', {SPEAKER!r}, READ_ALOUD, 'ja', params) for _ in range(20)]"
     )
     command = [sys.executable, "-c", code, str(folder), str(tmp_path / "9.wav"), str(params)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
@@ -148,8 +148,8 @@ def test_other_processes_wait_too(folder, params, save, tmp_path):
         for _ in range(20):
             save(1)
     assert process.returncode == 0
-    assert [row[1] for row in corpus.read_rows(folder)].count("Mening 9.") == 20
-    assert len(corpus.read_rows(folder)) == len(list((folder / "clips").iterdir())) == 40
+    assert [row[1] for row in corpus.read_table(folder)].count("Mening 9.") == 20
+    assert len(corpus.read_table(folder)) == len(list((folder / "clips").iterdir())) == 40
 
 
 def test_audio_is_kept_as_it_came(folder, save, tmp_path):
@@ -158,7 +158,7 @@ def test_audio_is_kept_as_it_came(folder, save, tmp_path):
     record_with_ffmpeg(tmp_path / "C.M4A", 3, "aac", 44_100, 2)
     for name in ("a.wav", "b.webm", "C.M4A"):
         save(audio=tmp_path / name)
-    kept = [folder / row[0] for row in corpus.read_rows(folder)]
+    kept = [folder / row[0] for row in corpus.read_table(folder)]
     assert [path.suffix for path in kept] == [".wav", ".webm", ".m4a"]
     assert [path.read_bytes() for path in kept] == [
         (tmp_path / name).read_bytes() for name in ("a.wav", "b.webm", "C.M4A")
@@ -196,7 +196,7 @@ def test_a_speaker_is_a_plain_token(save, speaker):
 
 @pytest.mark.parametrize("consent", ["", " ", "\x00"])
 def test_nothing_is_kept_without_consent(folder, save, consent):
-    with pytest.raises(UserError, match="say first that it may be used"):
+    with pytest.raises(UserError, match="agree first that it may be used"):
         save(consent=consent)
     assert not folder.exists()
 
@@ -272,16 +272,16 @@ def test_saving_says_nothing_on_the_terminal(params, save, capfd):
 
 
 def test_sentences_that_were_read_least_come_first(folder, save):
-    first, second, *_, last = sentences(folder, "sv", SPEAKER)
+    first, second, *_, last = sentences_to_read(folder, "sv", SPEAKER)
     assert [first, second] == list(SENTENCES["sv"][:2])
     save(text=first)
-    assert sentences(folder, "sv", SPEAKER)[0] == second
-    assert sentences(folder, "sv", SPEAKER)[-1] == first
+    assert sentences_to_read(folder, "sv", SPEAKER)[0] == second
+    assert sentences_to_read(folder, "sv", SPEAKER)[-1] == first
     save(text=second, speaker="somebody-else")
-    assert sentences(folder, "sv", SPEAKER)[-2:] == [second, first]
-    assert sentences(folder, "sv", "somebody-else")[-2:] == [first, second]
-    assert last in sentences(folder, "sv", SPEAKER)
-    assert sentences(folder, "fi", SPEAKER) == []
+    assert sentences_to_read(folder, "sv", SPEAKER)[-2:] == [second, first]
+    assert sentences_to_read(folder, "sv", "somebody-else")[-2:] == [first, second]
+    assert last in sentences_to_read(folder, "sv", SPEAKER)
+    assert sentences_to_read(folder, "fi", SPEAKER) == []
 
 
 def test_sentences_are_fit_to_be_read():

@@ -95,7 +95,7 @@ def uploads(drive: Drive) -> int:
 # Round trips
 
 
-@pytest.mark.parametrize("sender, receiver", [("tool", "dvc"), ("dvc", "tool"), ("tool", "tool")])
+@pytest.mark.parametrize(("sender", "receiver"), [("tool", "dvc"), ("dvc", "tool"), ("tool", "tool")])
 def test_what_one_pushes_the_other_pulls(drive, make_clone, tmp_path, sender, receiver):
     drive.page_size = 3
     anna = make_clone(SMALL_FILES)
@@ -137,7 +137,7 @@ stages:
 """
 
 
-@pytest.mark.parametrize("shape, most", [((20, 0, 0), 130), ((20, 2, 6), 260)])
+@pytest.mark.parametrize(("shape", "most"), [((20, 0, 0), 130), ((20, 2, 6), 260)])
 def test_requests_stay_few(drive, make_clone, tmp_path, tool, shape, most):
     files = sample_files(*shape)
     anna = make_clone(files)
@@ -499,7 +499,7 @@ def test_a_client_in_testing_is_warned_of(drive, make_clone, tmp_path, tool, mon
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (lambda drive: drive.items[drive.root].roles.clear(), "share it with that account as Editor"),
         (lambda drive: drive.share(drive.items[drive.root], ANNA, "reader"), "can only read the folder"),
@@ -550,7 +550,7 @@ def test_a_wrong_client_secret_is_reported(drive, make_clone, tmp_path, tool, mo
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["not a link"], "neither a link to a Drive folder nor the id of one"),
         ([], "give --client-id"),

@@ -204,7 +204,7 @@ def test_what_git_refuses_is_told(clone):
 
 
 @pytest.mark.parametrize(
-    "params, data",
+    ("params", "data"),
     [
         (
             "{corpus: common_voice, common_voice: {archive: cv-corpus-25.0-sv-SE.tar.gz}}",

@@ -218,7 +218,7 @@ def test_the_server_fetches_no_address_for_others(demo, clips, tmp_path):
     with videos.serve(tmp_path) as site:
         site.replies["/a.wav"] = videos.Reply(clips[0].read_bytes())
         assert ask(demo, f"/gradio_api/file={site.url}/a.wav")[0] == 404
-        assert "A file is wanted here, not an address" in call(demo, {"path": f"{site.url}/a.wav", **FILE})
+        assert "Send a file, not its address" in call(demo, {"path": f"{site.url}/a.wav", **FILE})
         for file in ({"path": f"{site.url}/a.wav"}, {"path": "a.wav", "url": f"{site.url}/a.wav", **FILE}, site.url):
             assert '"success":false' in call(demo, file)
         assert not site.asked
@@ -322,7 +322,9 @@ def test_a_port_that_is_taken_is_told_of(models, demo, tmp_path):
     taken = urlsplit(demo.url).port
     with (
         pytest.raises(UserError, match=f"port {taken} .* choose one with --port"),
-        server.serving(page.build(models, demo.settings, None, None), demo.settings, "127.0.0.1", taken, share=False),
+        server.serve_page(
+            page.build_page(models, demo.settings, None, None), demo.settings, "127.0.0.1", taken, share=False
+        ),
     ):
         pass
 
@@ -341,6 +343,6 @@ WANTED = [("sv-SE,sv;q=0.9,en;q=0.8", "sv"), ("en-GB,sv;q=0.1", "en"), ("de,sv;q
 WANTED += [("fi", "en"), (None, "en"), ("sv;q=x,en", "en")]
 
 
-@pytest.mark.parametrize("accepted, language", WANTED)
+@pytest.mark.parametrize(("accepted", "language"), WANTED)
 def test_the_browser_chooses_the_language(accepted, language):
-    assert texts.language_of(accepted) == language
+    assert texts.preferred_language(accepted) == language

@@ -137,7 +137,7 @@ def no_stage(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (retrained, r"dvc.lock names another model \(models/tuned: modified\): run `make pull` or `make repro`"),
         (uncached, r"dvc.lock names another model \(models/tuned: not in cache\)"),

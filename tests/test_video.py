@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from app.video import NO_RUNTIME, ONE_VIDEO, YOUTUBE, fetch, runtimes, youtube_address
+from app.video import NO_RUNTIME, ONE_VIDEO, YOUTUBE, fetch_audio, javascript_runtimes, youtube_address
 from stages.asr.audio import read_audio
 from stages.runtime.errors import UserError
 from tests.support.material import ROOT
@@ -69,7 +69,7 @@ def get(tmp_path) -> Callable[..., Path]:
     def get(url: str, source=YOUTUBE, max_seconds=600, timeout=60, progress=lambda share: None) -> Path:
         before, path = set(folder.iterdir()), None
         try:
-            path = fetch(url, folder, max_seconds, MAX_BYTES, timeout, progress, source)
+            path = fetch_audio(url, folder, max_seconds, MAX_BYTES, timeout, progress, source)
         finally:
             assert set(folder.iterdir()) - before == ({path} if path else set())
         return path
@@ -234,9 +234,9 @@ SAID = {  # what YouTube's player says, in words that it uses, and what a person
     "This video is no longer available because the YouTube account has been terminated": "no such video",
     "The uploader has not made this video available in your country": "the country where this machine is",
     "This content isn't available, try again later": "takes for a robot",
-    "This live event will begin in 5 hours.": "not begun yet",
-    "Premieres in 3 hours": "not begun yet",
-    "Please sign in": "refuses to hand",
+    "This live event will begin in 5 hours.": "not started yet",
+    "Premieres in 3 hours": "not started yet",
+    "Please sign in": "refuses to send",
 }
 
 
@@ -272,7 +272,7 @@ def test_runtimes_are_found_where_yt_dlp_can_use_them(name, says, found, monkeyp
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     program(tmp_path / name, says)
-    assert runtimes() == found
+    assert javascript_runtimes() == found
 
 
 def program(path: Path, says: str) -> None:
@@ -286,7 +286,7 @@ def test_what_is_too_long_too_large_or_live_is_not_downloaded(youtube, get, m4a)
     youtube.show(m4a, isLive=True)
     assert "live broadcast" in refusal(get, ADDRESS)
     youtube.show(m4a * 100)
-    assert "more than 0.2 MB" in refusal(get, ADDRESS)
+    assert "larger than 0.2 MB" in refusal(get, ADDRESS)
     assert not [place for place in youtube.asked if STORE in place]
 
 
@@ -370,21 +370,21 @@ def test_a_page_says_how_long_and_how_large(site, get, mp3):
     site.replies["/page"] = page(**place, duration="PT5H")
     assert "lasts 5:00:00" in refusal(get, f"{site.url}/page", site.source)
     site.replies["/page"] = page(**place, contentSize="900000000")
-    assert "takes more than" in refusal(get, f"{site.url}/page", site.source)
+    assert "is larger than" in refusal(get, f"{site.url}/page", site.source)
 
 
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        (Reply(status=403), "refuses to hand"),
+        (Reply(status=403), "refuses to send"),
         (Reply(status=404), "no such video"),
         (Reply(status=429), "takes for a robot"),
-        (Reply(status=503), "trouble of its own"),
-        (Reply(b""), "gave no sound|found no sound"),
-        (Reply(b"<html>hej</html>", "text/html"), "gave no sound|found no sound"),
-        (Reply(b"\0" * 20_000, length=50_000), "the connection broke off"),  # cut
-        (Reply(b"\0" * 1000, length=10**12), "takes more than"),  # claims to be large
-        (Reply(b"\0" * 5_000_000, length=None), "takes more than"),  # is large, and says nothing
+        (Reply(status=503), "problems of its own"),
+        (Reply(b""), "gave no audio|found no audio"),
+        (Reply(b"<html>hej</html>", "text/html"), "gave no audio|found no audio"),
+        (Reply(b"\0" * 20_000, length=50_000), "the connection was lost"),  # cut
+        (Reply(b"\0" * 1000, length=10**12), "is larger than"),  # claims to be large
+        (Reply(b"\0" * 5_000_000, length=None), "is larger than"),  # is large, and says nothing
     ],
 )
 def test_a_file_that_cannot_be_had(site, get, reply, said):
@@ -428,7 +428,7 @@ def test_a_part_that_is_missing_is_not_passed_over(site, get, mp3):
     site.replies["/a.mp3"] = site.replies["/b.mp3"] = Reply(mp3)
     assert get(f"{site.url}/list.m3u8", site.source).read_bytes() == mp3 * 3
     site.replies["/b.mp3"] = Reply(status=403)
-    assert "refuses to hand" in refusal(get, f"{site.url}/list.m3u8", site.source)
+    assert "refuses to send" in refusal(get, f"{site.url}/list.m3u8", site.source)
 
 
 def test_a_person_may_stop_it(site, get, mp3):
@@ -461,7 +461,7 @@ def test_each_gets_their_own(site, tmp_path):
 
     def load(number: int) -> bool:
         url = f"{site.url}/{number}.mp3"
-        path = fetch(url, folder, 600, MAX_BYTES, 60, lambda share: None, site.source)
+        path = fetch_audio(url, folder, 600, MAX_BYTES, 60, lambda share: None, site.source)
         return path.read_bytes() == site.replies[f"/{number}.mp3"].body
 
     with ThreadPoolExecutor(8) as pool:

@@ -204,7 +204,7 @@ class Packed:
     def fetch(self, wanted: dict[str, Path]) -> dict[str, Problem]:
         """Unpack clips to where they are wanted; returns the problems of the others."""
         clips = self.root / "clips"
-        problems: dict[str, Problem] = {name: ("missing", "not in the archive") for name in wanted}
+        problems: dict[str, Problem] = dict.fromkeys(wanted, ("missing", "not in the archive"))
         places = {clips / name: name for name in wanted}
         with self.members("unpack") as members:
             for tar, member in members:

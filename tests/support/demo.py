@@ -17,6 +17,7 @@ from gradio_client import Client
 
 from app import page, server, video
 from app.models import Models, repository_models
+from app.transcriber import FetchAudio
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.model import SpeechModel, load_model, save_model
 from stages.corpora.synthetic import collect
@@ -41,11 +42,11 @@ class Demo:
 
 @contextmanager
 def serve(
-    models: Models, folder: Path, fetch: Callable = video.fetch, improve: bool = True, **changes: int
+    models: Models, folder: Path, fetch_audio: FetchAudio = video.fetch_audio, improve: bool = True, **changes: int
 ) -> Iterator[Demo]:
     """Open the page of these models; ``changes`` to the settings of params.yaml may be beyond what that allows.
 
-    fetch: a video's sound. The page has "Improve it", which keeps its clips in ``folder``, where ``improve`` is set.
+    fetch_audio: of a video. The page has "Improve it", which keeps its clips in ``folder``, where ``improve`` is set.
     """
     params = write_params(folder / "params.yaml", {})
     settings = load_params(params).app
@@ -53,8 +54,8 @@ def serve(
     corpus = folder / "recordings"
     with server.private_folder():
         examples = tuple(folder.glob("*.wav"))
-        blocks = page.build(models, settings, None, corpus if improve else None, params, examples, fetch)
-        with server.serving(blocks, settings, "127.0.0.1", free_port(), share=False) as url:
+        blocks = page.build_page(models, settings, None, corpus if improve else None, params, examples, fetch_audio)
+        with server.serve_page(blocks, settings, "127.0.0.1", free_port(), share=False) as url:
             yield Demo(url, models, settings, corpus, params)
 
 

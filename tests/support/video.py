@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import urlsplit
 
-from app.video import Source
+from app.video import VideoSource
 from tests.support.authority import make_authority
 
 STORE = "rr1---sn-abc.googlevideo.com"
@@ -49,9 +49,9 @@ class Site(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     @property
-    def source(self) -> Source:
-        """Where ``fetch`` finds this site: yt-dlp's generic extractor, and no other host."""
-        return Source(str, ("generic",), "http", (f"127.0.0.1:{self.server_port}",))
+    def source(self) -> VideoSource:
+        """Where ``fetch_audio`` finds this site: yt-dlp's generic extractor, and no other host."""
+        return VideoSource(str, ("generic",), "http", (f"127.0.0.1:{self.server_port}",))
 
     def show(self, sound: bytes = b"", status: dict | None = None, **details) -> None:
         """Have YouTube's only video: its sound, what its player says of it, and its details."""
