@@ -28,7 +28,7 @@ from stages.asr.mel import MAX_SECONDS, SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.text import normalise
 from stages.corpora import folder as corpora
-from stages.corpora.archive import data_folder
+from stages.corpora.local import data_folder
 from stages.corpora.selection import check_clip, read_tsv, suffix
 from stages.params import Download, load_params
 from stages.runtime.errors import UserError
@@ -182,7 +182,7 @@ def pin(folder: Path, params: Path) -> None:
     Raises UserError, with the digest, where that place is none.
     """
     with redirect_stderr(io.StringIO()):  # a bar for each clip would fill the app's terminal
-        digest = corpora.digest(folder)
+        digest = corpora.recordings_digest(folder)
     text = params.read_text(encoding="utf-8")
     before = YAML().load(text)
     line, column = before["download"]["folder"].lc.key("digest")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
-from stages.asr.batches import Utterances
+from stages.asr.batches import ClipDataset
 from stages.asr.clips import Drop, write_rows
 from stages.asr.model import SpeechModel, best_device, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
@@ -113,13 +113,13 @@ def connect(mirror: str | None) -> Remote | None:
         return None
 
 
-def load_clips(speech: SpeechModel, settings: Train, paths: Paths) -> list[Utterances]:
+def load_clips(speech: SpeechModel, settings: Train, paths: Paths) -> list[ClipDataset]:
     """Train's and validation's clips; lists those whose labels are too long."""
     clips, drops = [], []
     for folder in (paths.train_shards, paths.validation):
         shards = Shards(folder)
         check_fit(speech, shards, folder)
-        clips.append(Utterances(shards, speech, settings.max_label_tokens))
+        clips.append(ClipDataset(shards, speech, settings.max_label_tokens))
         drops += [Drop(folder.name, clip, "label too long") for clip in clips[-1].dropped]
         if not len(clips[-1]):
             raise UserError(f"no clip of {folder} has a label within train.max_label_tokens: raise it")

@@ -21,7 +21,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from stages.corpora import folder
-from stages.corpora.archive import locate
+from stages.corpora.local import locate
 from stages.params import Params, explain
 from stages.runtime.command import run
 from stages.runtime.errors import UserError
@@ -85,7 +85,7 @@ def apply(path: Path, values: Values) -> dict[str, tuple[object, object]]:
     corpus = check(document, path).download
     if corpus.corpus == "folder" and values.get(DIGEST) is None:
         recordings = locate(corpus.folder.path, "Put the folder of your recordings there")
-        put(document, DIGEST.split("."), folder.digest(recordings))
+        put(document, DIGEST.split("."), folder.recordings_digest(recordings))
         check(document, path)
     after = dict(flatten(document))
     changes = {key: (before.get(key), value) for key, value in after.items() if before.get(key, ...) != value}

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from stages.asr.batches import IGNORED, LengthBatches, Utterances, collate
+from stages.asr.batches import IGNORED, ClipDataset, LengthBucketSampler, collate
 from stages.asr.decoding import decode
 from stages.asr.model import SpeechModel, best_device
 from stages.asr.scoring import wer
@@ -76,8 +76,8 @@ class SpeechTrainer(Seq2SeqTrainer):
     def __init__(
         self,
         speech: SpeechModel,
-        clips: Utterances,
-        validation: Utterances,
+        clips: ClipDataset,
+        validation: ClipDataset,
         settings: Train,
         compute: Compute,
         keep: int,
@@ -126,7 +126,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         return self.settings.max_steps or math.ceil(self.settings.epochs * an_epoch)
 
     def get_train_dataloader(self) -> DataLoader:
-        sampler = LengthBatches(
+        sampler = LengthBucketSampler(
             self.train_dataset.frames(),
             self.settings.batch_size,
             self.speech.window,
@@ -233,7 +233,7 @@ def training_arguments(settings: Train, compute: Compute, folder: Path) -> Seq2S
 
 
 @torch.inference_mode()
-def validation_loss(speech: SpeechModel, clips: Utterances, batch_size: int) -> float:
+def validation_loss(speech: SpeechModel, clips: ClipDataset, batch_size: int) -> float:
     """Mean cross-entropy a label token over a split, in nats."""
     frames = clips.frames()
     order = sorted(range(len(clips)), key=frames.__getitem__)
