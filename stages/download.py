@@ -41,7 +41,7 @@ def download(settings: Download, raw: Path, dropped: Path, metrics: Path, proces
     write_rows(dropped, Drop, sorted(drops, key=lambda drop: (drop.split, drop.id, drop.reason)))
     for split in SPLITS:
         if not clips[split]:
-            raise UserError(f"no clip is left in {split}: {dropped} says why (params.yaml, download)")
+            raise UserError(f"no clips are left in {split}: {dropped} lists why; change download in params.yaml")
         write_clips(raw / split, clips[split])
     counts = {split: count_clips(clips[split], drops, split) for split in SPLITS}
     write_json(metrics, counts)

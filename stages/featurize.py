@@ -57,7 +57,7 @@ def featurize(settings: Featurize, raw: Path, folder: Path, metrics: Path, proce
     written += write_next_shard(settings, folder, rows, written)
     write_rows(folder / "dropped.tsv", Drop, drops)
     if not written:
-        raise UserError(f"no clip of {raw} is left: {folder / 'dropped.tsv'} says why")
+        raise UserError(f"no clips of {raw} are left: {folder / 'dropped.tsv'} lists why")
     counts = {
         "clips": written,
         "seconds": round(seconds, 2),

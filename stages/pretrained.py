@@ -74,7 +74,7 @@ def fetch_from_hub(name: str, revision: str | None) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(f"whisper.base: {name} at {revision} cannot be fetched: {one_line(error)}") from None
     if not list(folder.glob("*.safetensors")):
-        raise UserError(f"whisper.base: {name} at {revision} has no model*.safetensors: choose a revision that has")
+        raise UserError(f"whisper.base: {name} at {revision} has no model*.safetensors: choose a revision with one")
     return folder
 
 
@@ -95,9 +95,7 @@ def set_language(model: SpeechModel, language: str, task: str) -> None:
     """
     config = model.whisper.generation_config
     if f"<|{language}|>" not in (getattr(config, "lang_to_id", None) or {}):
-        raise UserError(
-            f"whisper.language: the base model does not know {language!r}; it must be a multilingual Whisper"
-        )
+        raise UserError(f"whisper.language: the base model does not know {language!r}; use a multilingual Whisper")
     # Its class does not declare them. num_beams: pipeline() takes five where nothing is said.
     vars(config).update(language=language, task=task, forced_decoder_ids=None, num_beams=1)
     model.tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)

@@ -105,7 +105,7 @@ def test_a_swedish_excel_writes_semicolons(root):
 def test_a_quote_that_is_never_closed_merges_no_rows(root):
     path = write_table(root, ROWS, "table.csv")
     path.write_text(path.read_text().replace("Mening 3.", '"Mening 3.'))
-    with pytest.raises(UserError, match="is a quote never closed"):
+    with pytest.raises(UserError, match="is a closing quote missing"):
         collect(root)
     path.write_text(path.read_text().replace("Mening 5.", 'Mening 5."'))
     clips, drops = collect(root)

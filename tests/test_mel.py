@@ -146,5 +146,5 @@ def test_the_same_sound_as_float32_and_float64_gives_the_same_features():
 
 @pytest.mark.parametrize(("samples", "seconds"), [(0, "0.0 s"), (MAX_SAMPLES + 1, "30.0 s")])
 def test_no_sound_and_more_than_30_s_are_refused(samples, seconds):
-    with pytest.raises(ValueError, match=f"{seconds} of audio; Whisper hears at most 30 s"):
+    with pytest.raises(ValueError, match=f"{seconds} of audio; Whisper takes at most 30 s"):
         log_mel(np.zeros(samples), 80)

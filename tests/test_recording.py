@@ -131,10 +131,12 @@ def test_what_is_no_sound_is_named_without_its_folder(tmp_path, capfd, content, 
 
 def test_noise_that_passes_for_an_mp3_ends_well(tmp_path, capfd):
     (tmp_path / "a.mp3").write_bytes(np.random.default_rng(1).bytes(100_000))
+    found = ""
     try:
         assert np.isfinite(read(tmp_path / "a.mp3")).all()
     except AudioError as error:
-        assert str(error).startswith("a.mp3 is not a readable")
+        found = str(error)
+    assert not found or found.startswith("a.mp3 is not a readable")
     assert capfd.readouterr() == ("", "")
 
 

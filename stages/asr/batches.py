@@ -15,7 +15,7 @@ from stages.asr.shards import Shards
 IGNORED = -100  # label of a position without loss, as torch's cross-entropy has it
 MEGA_BATCH = 50  # batches whose clips are sorted together: enough to match lengths, few enough to stay random
 
-Item = tuple[int, int]  # a clip's number, and the frames that its batch is padded to
+BatchItem = tuple[int, int]  # a clip's number, and the frames that its batch is padded to
 
 
 class ClipDataset(Dataset[dict[str, np.ndarray]]):
@@ -39,7 +39,7 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, item: Item) -> dict[str, np.ndarray]:
+    def __getitem__(self, item: BatchItem) -> dict[str, np.ndarray]:
         place, n_frames = item
         mel = pad_or_trim(self.shards.mel(self.numbers[place]), n_frames)
         return {"input_features": mel, "labels": self.labels[place]}
@@ -68,7 +68,7 @@ def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     }
 
 
-class LengthBucketSampler(Sampler[list[Item]]):
+class LengthBucketSampler(Sampler[list[BatchItem]]):
     """Batches of clips of like length, in an order that seed and epoch alone decide.
 
     Of the batches a share, drawn at random, is padded to the full window, so that the model goes on to understand it:
@@ -86,7 +86,7 @@ class LengthBucketSampler(Sampler[list[Item]]):
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Item]]:
+    def __iter__(self) -> Iterator[list[BatchItem]]:
         order = random.Random(f"{self.seed} {self.epoch}")
         numbers = order.sample(range(len(self.lengths)), len(self.lengths))
         batches = []

@@ -14,7 +14,7 @@ SAMPLE_RATE = 16_000  # Hz
 N_FFT = 400  # samples of a frame's window, 25 ms
 HOP_LENGTH = 160  # samples from one frame to the next, 10 ms
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
-MAX_SECONDS = 30  # what Whisper hears at once
+MAX_SECONDS = 30  # what Whisper takes at once
 MAX_SAMPLES = MAX_SECONDS * SAMPLE_RATE
 MAX_FRAMES = MAX_SECONDS * FRAMES_PER_SECOND
 LOG_MEL_RANGE = 2.0  # scaled log-mel: nothing is kept more than 80 dB below a clip's loudest bin
@@ -34,7 +34,7 @@ def log_mel(samples: np.ndarray, n_mels: int) -> np.ndarray:
     frames after them hold the constant ``mel_floor``. Raises ValueError for no samples or for more than 30 s.
     """
     if not 0 < len(samples) <= MAX_SAMPLES:
-        raise ValueError(f"{len(samples) / SAMPLE_RATE:.1f} s of audio; Whisper hears at most {MAX_SECONDS} s at once")
+        raise ValueError(f"{len(samples) / SAMPLE_RATE:.1f} s of audio; Whisper takes at most {MAX_SECONDS} s at once")
     frames = count_frames(len(samples))
     half = N_FFT // 2
     padded = np.zeros(min(len(samples) + N_FFT, MAX_SAMPLES))

@@ -36,7 +36,7 @@ class Recording:
         self._track = container.streams.audio[0]
         self.seconds = header_seconds(container, self._track)
         if self.seconds is not None and self.seconds > max_seconds:
-            raise AudioError(too_long(name, max_seconds, f"{format_duration(self.seconds)}, "))
+            raise AudioError(too_long_message(name, max_seconds, f"{format_duration(self.seconds)}, "))
 
     def __enter__(self) -> "Recording":
         return self
@@ -53,12 +53,12 @@ class Recording:
         waiting, given = [], 0
         for piece in self._resampled():
             waiting.append(piece)
-            heard = given + sum(map(len, waiting))
-            if heard > self._max_seconds * SAMPLE_RATE:
-                raise AudioError(too_long(self._name, self._max_seconds))
-            if heard - given >= BLOCK_SAMPLES:
+            n_read = given + sum(map(len, waiting))
+            if n_read > self._max_seconds * SAMPLE_RATE:
+                raise AudioError(too_long_message(self._name, self._max_seconds))
+            if n_read - given >= BLOCK_SAMPLES:
                 yield np.concatenate(waiting)
-                waiting, given = [], heard
+                waiting, given = [], n_read
         if not given and not any(map(len, waiting)):
             raise AudioError(NOT_READABLE.format(self._name, "it contains no samples"))
         if any(map(len, waiting)):
@@ -145,7 +145,7 @@ def header_seconds(container: av.container.InputContainer, track: av.AudioStream
     return float(max(claims)) if claims else None
 
 
-def too_long(name: str, max_seconds: float, claim: str = "") -> str:
+def too_long_message(name: str, max_seconds: float, claim: str = "") -> str:
     limit = format_duration(max_seconds)
     return f"{name} lasts {claim}longer than {limit}, the most that is transcribed at once: cut it into shorter files"
 

@@ -7,7 +7,7 @@ from stages.asr.clips import SPLITS, Clip, Drop, clean_text
 from stages.corpora.archive import PackedRelease, UnpackedRelease, verify_checksum
 from stages.corpora.local import locate
 from stages.corpora.selection import (
-    UNKNOWN,
+    UNKNOWN_SPEAKER,
     Selection,
     TableRow,
     drop_row,
@@ -77,7 +77,7 @@ def read_tables(archive: Path, split: str, tables: dict[str, bytes]) -> tuple[li
             TableRow(
                 path=values[path].strip(),
                 text=clean_text(values[sentence]),
-                speaker=clean_text(values[client_id]) or UNKNOWN,
+                speaker=clean_text(values[client_id]) or UNKNOWN_SPEAKER,
                 place=f"{table}.tsv line {number}",
             )
             for number, values in lines
@@ -111,7 +111,7 @@ class SplitIndex:
     def __init__(self, rows: Iterable[TableRow], clips_alone: bool):
         rows = list(rows)
         self.clips = {row.path for row in rows}
-        self.speakers = set() if clips_alone else {row.speaker for row in rows} - {UNKNOWN}
+        self.speakers = set() if clips_alone else {row.speaker for row in rows} - {UNKNOWN_SPEAKER}
         self.sentences = set() if clips_alone else {sentence_key(row.text) for row in rows}
 
     def shared(self, row: TableRow) -> str | None:
@@ -125,11 +125,11 @@ class SplitIndex:
 
 def hold_out_speakers(rows: dict[str, list[TableRow]], share: float, seed: int) -> None:
     """Move a share of train's speakers, at least one, to validation; raises UserError where there are too few."""
-    speakers = {row.speaker for row in rows["train"]} - {UNKNOWN}
+    speakers = {row.speaker for row in rows["train"]} - {UNKNOWN_SPEAKER}
     if len(speakers) < 2:
         raise UserError(
-            f"held_out_speakers needs two speakers that test does not have, found {len(speakers)}: give validation"
-            " tables of its own, or allow_overlap a reason"
+            f"held_out_speakers needs two speakers that test does not have, found {len(speakers)}: set"
+            " validation.tables, or give a reason in allow_overlap"
         )
     n_held = min(max(1, round(share * len(speakers))), len(speakers) - 1)
     held = set(sorted(speakers, key=lambda speaker: random_rank(speaker, seed))[:n_held])

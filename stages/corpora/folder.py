@@ -14,7 +14,7 @@ from pathlib import Path
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
 from stages.corpora.local import copy_clips, is_file, locate
 from stages.corpora.selection import (
-    UNKNOWN,
+    UNKNOWN_SPEAKER,
     BadLine,
     Selection,
     TableRow,
@@ -124,7 +124,7 @@ def read_table(root: Path, table: Path) -> tuple[dict[str, list[TableRow]], list
         row = TableRow(
             path=path,
             text=clean_text(fields["text"]),
-            speaker=clean_text(fields["speaker"]) or UNKNOWN,
+            speaker=clean_text(fields["speaker"]) or UNKNOWN_SPEAKER,
             place=f"{table.name} line {number}",
         )
         split = SPLIT_NAMES.get(fields["split"].strip().lower())
@@ -219,14 +219,14 @@ def read_csv_table(table: Path) -> tuple[list[str], list[Line], list[BadLine]]:
                 continue
             if number > first:  # a quote may be closed by another row's: then each line was a row
                 bad_lines += [
-                    (line, "a line break in a value: is a quote never closed?") for line in range(first, number + 1)
+                    (line, "a line break in a value: is a closing quote missing?") for line in range(first, number + 1)
                 ]
             elif len(values) != len(header):
                 bad_lines.append((number, f"{len(values)} columns, expected {len(header)}"))
             else:
                 lines.append((number, dict(zip(header, values, strict=True))))
     except csv.Error as error:
-        raise UserError(f"{table} line {reader.line_num}: {error}: is a quote never closed?") from None
+        raise UserError(f"{table} line {reader.line_num}: {error}: is a closing quote missing?") from None
     return header, lines, bad_lines
 
 

@@ -18,7 +18,7 @@ from stages.corpora.local import Rejection
 from stages.runtime.pool import parallel_map
 from stages.runtime.progress import ProgressBar
 
-UNKNOWN = "unknown"  # the speaker of a clip where the table names none
+UNKNOWN_SPEAKER = "unknown"  # the speaker of a clip where the table names none
 MAX_NAME = 100  # characters of an id that stem from the file's name
 
 BadLine = tuple[int, str]  # the number of a table's line that cannot be read, and why

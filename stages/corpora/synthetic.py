@@ -245,7 +245,7 @@ class Espeak:
                 raise UserError(f"{name} failed with code {code} for voice {clip.voice}")
         speech = np.concatenate(self.pieces or [np.zeros(0, np.int16)])
         if not speech.any():
-            raise UserError(f"espeak-ng made no sound of {clip.text!r} in voice {clip.voice}")
+            raise UserError(f"espeak-ng produced no audio for {clip.text!r} in voice {clip.voice}")
         return speech
 
 
