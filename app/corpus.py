@@ -26,7 +26,7 @@ from stages.asr.mel import MAX_SECONDS, SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.text import normalise
 from stages.corpora import folder as corpora
-from stages.corpora.archive import data_folder
+from stages.corpora.local import data_folder
 from stages.corpora.selection import check_clip, read_tsv, suffix
 from stages.params import Download, load_params
 from stages.params_file import FOLDER_DIGEST, ParamsFile
@@ -178,7 +178,7 @@ def training_command(folder: Path) -> str:
 def pin_digest(folder: Path, params: Path) -> None:
     """Write the folder's digest into params.yaml; raises UserError, with the digest, where that is not possible."""
     with redirect_stderr(io.StringIO()):  # a bar for each clip would fill the app's terminal
-        digest = corpora.digest(folder)
+        digest = corpora.recordings_digest(folder)
     try:
         file = ParamsFile(params)
         file.set(FOLDER_DIGEST, digest)

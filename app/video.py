@@ -22,7 +22,7 @@ from yt_dlp.globals import supported_js_runtimes
 from yt_dlp.networking._urllib import UrllibRH
 from yt_dlp.networking.exceptions import TransportError
 
-from stages.asr.recording import clock
+from stages.asr.recording import format_duration
 from stages.runtime.errors import UserError
 
 YOUTUBE_HOSTS = ("youtube.com", "www.youtube.com", "m.youtube.com", "music.youtube.com", "www.youtube-nocookie.com")
@@ -251,8 +251,9 @@ class DownloadLimits:
 
     def check_length(self, seconds: float) -> None:
         if seconds > self.max_seconds:
+            limit = format_duration(self.max_seconds)
             raise UserError(
-                f"The video lasts {clock(seconds)}, and at most {clock(self.max_seconds)} is transcribed at once:"
+                f"The video lasts {format_duration(seconds)}, and at most {limit} is transcribed at once:"
                 " download it, cut it, and drop the parts here one by one"
             )
 

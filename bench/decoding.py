@@ -26,12 +26,12 @@ from stages.asr.shards import Shards
 @click.option("--raw", type=click.Path(path_type=Path), default="data/raw/test")
 def main(model: Path, test: Path, raw: Path) -> None:
     """Compare four ways to decode the test split."""
-    model, shards = load_model(model), Shards(test)
+    speech, shards = load_model(model), Shards(test)
     references = [entry.text for entry in shards.entries]
     texts = {
-        "in batches of 32": decode(model, shards, 32),
-        "each clip alone": decode(model, shards, 1),
-        "on the full window": decode(replace(model, context="full"), shards, 32),
+        "in batches of 32": decode(speech, shards, 32),
+        "each clip alone": decode(speech, shards, 1),
+        "on the full window": decode(replace(speech, context="full"), shards, 32),
         "by pipeline()": by_pipeline(model, raw, [entry.id for entry in shards.entries]),
     }
     usual = texts["in batches of 32"]

@@ -20,7 +20,7 @@ from stages.asr.clips import read_clips
 from stages.asr.mel import SAMPLE_RATE
 from stages.featurize import featurize
 from stages.params import load_params
-from stages.runtime.pool import spread
+from stages.runtime.pool import parallel_map
 
 PROCESSES = 2
 
@@ -62,14 +62,12 @@ def best_of_two(work: Callable[[], object]) -> float:
 
 
 def decode_only(paths: list[str]) -> None:
-    chunks = [paths[start : start + 32] for start in range(0, len(paths), 32)]
-    for _ in spread(decode_chunk, chunks, PROCESSES):
+    for _ in parallel_map(decode_one, paths, PROCESSES):
         pass
 
 
-def decode_chunk(paths: list[str]) -> None:
-    for path in paths:
-        librosa.load(path, sr=SAMPLE_RATE)
+def decode_one(path: str) -> None:
+    librosa.load(path, sr=SAMPLE_RATE)
 
 
 def notebook(paths: list[str], folder: Path) -> None:

@@ -33,28 +33,28 @@ ROOM = 0.0003  # RMS of its noise: -70 dB of full scale
 @click.option("--raw", type=click.Path(path_type=Path), default="data/raw/test")
 def main(model: Path, test: Path, raw: Path) -> None:
     """Time a short and a long recording, and compare transcribe's texts with decode's."""
-    model, shards = load_model(model), Shards(test)
+    speech, shards = load_model(model), Shards(test)
     clips = {clip.id: clip for clip in read_clips(raw)}
     clips = [clips[entry.id] for entry in shards.entries]
     audio = [read_audio(raw / "audio" / clip.audio, SAMPLE_RATE) for clip in clips]
     with tempfile.TemporaryDirectory() as folder:
         short, long = Path(folder) / "short.wav", Path(folder) / "long.wav"
-        write(short, audio, 5)
-        said = write(long, audio, 600)
-        run(model, short)  # warm
+        write_recording(short, audio, 5)
+        said = write_recording(long, audio, 600)
+        time_transcription(speech, short)  # warm
         for path in (short, long):
             before = psutil.Process().memory_info().rss
-            segments, first, seconds, length = run(model, path)
+            segments, first, seconds, length = time_transcription(speech, path)
             grown = (psutil.Process().memory_info().rss - before) / 2**20
             click.echo(
                 f"{length:5.1f} s: first text after {first:.2f} s, all {len(segments)} segments after {seconds:.2f} s,"
                 f" {length / seconds:.1f} times real time; {grown:.0f} MiB more memory"
             )
     click.echo(f"joined      WER {joined_wer(said, clips, segments):5.2f} %   {said} clips, {len(segments)} segments")
-    compare(model, shards, clips, audio)
+    compare_texts(speech, shards, clips, audio)
 
 
-def write(path: Path, audio: list[np.ndarray], seconds: float) -> int:
+def write_recording(path: Path, audio: list[np.ndarray], seconds: float) -> int:
     """Write clips in turn with pauses until the recording is that long; returns how many whole ones it holds."""
     rng = np.random.default_rng(1)
     pieces, room = [], round(seconds * SAMPLE_RATE)
@@ -69,7 +69,7 @@ def write(path: Path, audio: list[np.ndarray], seconds: float) -> int:
     return len(pieces)
 
 
-def run(model: SpeechModel, path: Path) -> tuple[list[Segment], float, float, float]:
+def time_transcription(model: SpeechModel, path: Path) -> tuple[list[Segment], float, float, float]:
     """A file's segments, the seconds until the first and until the end, and how many it lasts."""
     segments, first, started = [], float("nan"), time.perf_counter()
     with open_recording(path, 3600) as recording:
@@ -84,7 +84,7 @@ def joined_wer(said: int, clips: list[Clip], segments: list[Segment]) -> float:
     return wer([" ".join(clip.text for clip in clips[:said])], [" ".join(segment.text for segment in segments)])
 
 
-def compare(model: SpeechModel, shards: Shards, clips: list[Clip], audio: list[np.ndarray]) -> None:
+def compare_texts(model: SpeechModel, shards: Shards, clips: list[Clip], audio: list[np.ndarray]) -> None:
     """Each clip through decode and, as a recording of its own, through transcribe."""
     references, usual = [clip.text for clip in clips], decode(model, shards, 1)
     runs = [[segment.text for _, segment in transcribe(model, [samples]) if segment] for samples in audio]

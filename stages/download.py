@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,8 +14,6 @@ from stages.corpora import common_voice, folder, synthetic
 from stages.params import Download, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import write_json
-
-CORPORA = {"synthetic": synthetic, "common_voice": common_voice, "folder": folder}
 
 
 @click.command()
@@ -29,7 +28,7 @@ def main(params: Path, raw: Path, dropped: Path, details: Path) -> None:
     click.echo(", ".join(f"{counts[split]['clips']} {split}" for split in SPLITS) + f" clips in {raw}")
 
 
-def download(settings: Download, raw: Path, dropped: Path, details: Path, processes: int) -> dict:
+def download(settings: Download, raw: Path, dropped: Path, details: Path, processes: int) -> dict[str, Any]:
     """Collect the corpus into ``raw``; returns the counts that ``details`` holds.
 
     Raises UserError where a split ends up empty.
@@ -37,24 +36,33 @@ def download(settings: Download, raw: Path, dropped: Path, details: Path, proces
     shutil.rmtree(raw, ignore_errors=True)
     for split in SPLITS:
         (raw / split / "audio").mkdir(parents=True)
-    clips, drops = CORPORA[settings.corpus].collect(getattr(settings, settings.corpus), raw, processes)
-    clips["test"] = mark_known(clips["test"], {clip.speaker for clip in clips["train"]})
+    clips, drops = collect_corpus(settings, raw, processes)
+    clips["test"] = mark_known_speakers(clips["test"], {clip.speaker for clip in clips["train"]})
     write_rows(dropped, Drop, sorted(drops, key=lambda drop: (drop.split, drop.id, drop.reason)))
     for split in SPLITS:
         if not clips[split]:
-            raise UserError(f"no clip is left in {split}: look into {dropped} and params.yaml, download")
+            raise UserError(f"no clips are left in {split}: {dropped} lists why; change download in params.yaml")
         write_clips(raw / split, clips[split])
-    counts = {split: count(clips[split], drops, split) for split in SPLITS}
+    counts = {split: count_clips(clips[split], drops, split) for split in SPLITS}
     write_json(details, counts)
     return counts
 
 
-def mark_known(clips: list[Clip], heard: set[str]) -> list[Clip]:
+def collect_corpus(settings: Download, raw: Path, processes: int) -> tuple[dict[str, list[Clip]], list[Drop]]:
+    """The clips of the chosen corpus by split, their audio in ``raw/<split>/audio``, and what was left out."""
+    if settings.corpus == "synthetic":
+        return synthetic.collect(settings.synthetic, raw, processes)
+    if settings.corpus == "common_voice":
+        return common_voice.collect(settings.common_voice, raw, processes)
+    return folder.collect(settings.folder, raw, processes)
+
+
+def mark_known_speakers(clips: list[Clip], known: set[str]) -> list[Clip]:
     """Say of each clip whether train hears its speaker."""
-    return [replace(clip, known_speaker="yes" if clip.speaker in heard else "no") for clip in clips]
+    return [replace(clip, known_speaker="yes" if clip.speaker in known else "no") for clip in clips]
 
 
-def count(clips: list[Clip], drops: list[Drop], split: str) -> dict:
+def count_clips(clips: list[Clip], drops: list[Drop], split: str) -> dict[str, Any]:
     """Clips, speakers and what was dropped, by reason."""
     dropped = Counter(drop.reason for drop in drops if drop.split == split)
     return {

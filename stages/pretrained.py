@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -23,9 +24,9 @@ from stages.asr.shards import Shards
 from stages.params import Scratch, Whisper, load_params
 from stages.runtime.errors import UserError, one_line
 
-FILES = ["*.json", "*.txt", "model*.safetensors"]  # of a repository on the Hub
-END = "<|endoftext|>"
-CONTROLS = [
+HUB_FILES = ["*.json", "*.txt", "model*.safetensors"]  # of a repository, that are fetched
+END_TOKEN = "<|endoftext|>"
+CONTROL_TOKENS = [
     f"<|{name}|>" for name in ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
 ]
 TIMESTAMP_SECONDS = 0.02
@@ -46,56 +47,57 @@ def main(params: Path, train: Path, model: Path) -> None:
 def pretrained(settings: Whisper, train: Path, folder: Path) -> SpeechModel:
     """Write the base model, set to hear and write the language.
 
-    Raises UserError where it cannot be had, is not the pinned one, knows no such language, or hears other features.
+    Raises UserError where it cannot be had or is not the pinned one, does not know the language, or expects other
+    features.
     """
     shards = Shards(train)
     if settings.base == "scratch":
         model = from_scratch(settings.scratch, shards)
     elif settings.base[0] in "./~":
-        model = load_model(pinned_folder(Path(settings.base).expanduser(), settings.revision))
+        model = load_model(verified_folder(Path(settings.base).expanduser(), settings.revision))
     else:
-        model = load_model(fetch(settings.base, settings.revision))
-    speak(model, settings.language, settings.task)
+        model = load_model(fetch_from_hub(settings.base, settings.revision))
+    set_language(model, settings.language, settings.task)
     check_fit(model, shards, train)
     shutil.rmtree(folder, ignore_errors=True)
     save_model(model, folder)
     return model
 
 
-def fetch(name: str, revision: str) -> Path:
+def fetch_from_hub(name: str, revision: str | None) -> Path:
     """A model's files from the Hub at one commit, from huggingface_hub's cache where they lie there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(f"whisper.base: {name} at {revision} cannot be fetched: {one_line(error)}") from None
     if not list(folder.glob("*.safetensors")):
-        raise UserError(f"whisper.base: {name} at {revision} has no model*.safetensors: choose a revision that has")
+        raise UserError(f"whisper.base: {name} at {revision} has no model*.safetensors: choose a revision with one")
     return folder
 
 
-def pinned_folder(folder: Path, digest: str) -> Path:
-    """The folder, where its content is what params.yaml says."""
+def verified_folder(folder: Path, digest: str | None) -> Path:
+    """The folder, where its content is what params.yaml says; raises UserError where it is not."""
     if not folder.is_dir():
-        raise UserError(f"whisper.base: {folder} is no folder")
+        raise UserError(f"whisper.base: {folder} is not a folder")
     found = folder_digest(folder)
-    if not found.startswith(digest):
+    if digest is None or not found.startswith(digest):
         raise UserError(f"{folder} has the digest {found}: set whisper.revision to it if this is the model you mean")
     return folder
 
 
-def speak(model: SpeechModel, language: str, task: str) -> None:
-    """Set language and task where decoding, ``generate`` and ``pipeline`` find them."""
+def set_language(model: SpeechModel, language: str, task: str) -> None:
+    """Set language and task where decoding, ``generate`` and ``pipeline`` find them.
+
+    Raises UserError where the model does not know the language.
+    """
     config = model.whisper.generation_config
-    known = getattr(config, "lang_to_id", None) or {}
-    if f"<|{language}|>" not in known:
-        raise UserError(
-            f"whisper.language: the base model does not know {language!r}; it must be a multilingual Whisper"
-        )
-    config.language, config.task, config.forced_decoder_ids = language, task, None
-    config.num_beams = 1  # pipeline() takes five where nothing is said
+    if f"<|{language}|>" not in (getattr(config, "lang_to_id", None) or {}):
+        raise UserError(f"whisper.language: the base model does not know {language!r}; use a multilingual Whisper")
+    # Its class does not declare them. num_beams: pipeline() takes five where nothing is said.
+    vars(config).update(language=language, task=task, forced_decoder_ids=None, num_beams=1)
     model.tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
 
 
@@ -103,7 +105,7 @@ def from_scratch(settings: Scratch, shards: Shards) -> SpeechModel:
     """A small Whisper with fresh weights, and a tokenizer of its own from the texts of the train shards."""
     tokenizer = train_tokenizer([entry.text for entry in shards.entries], settings.merges, settings.seconds)
     ids = tokenizer.get_vocab()
-    shape = {
+    shape: dict[str, Any] = {
         f"{side}_{name}": value
         for side in ("encoder", "decoder")
         for name, value in {
@@ -119,15 +121,15 @@ def from_scratch(settings: Scratch, shards: Shards) -> SpeechModel:
         init_std=settings.init_std,
         max_source_positions=settings.seconds * FRAMES_PER_SECOND // STRIDE,
         decoder_start_token_id=ids["<|startoftranscript|>"],
-        bos_token_id=ids[END],
-        eos_token_id=ids[END],
-        pad_token_id=ids[END],
+        bos_token_id=ids[END_TOKEN],
+        eos_token_id=ids[END_TOKEN],
+        pad_token_id=ids[END_TOKEN],
         begin_suppress_tokens=None,
         **shape,
     )
     torch.manual_seed(settings.seed)
     whisper = WhisperForConditionalGeneration(config)
-    whisper.generation_config = generation_config(ids)
+    whisper.generation_config = make_generation_config(ids)
     extractor = WhisperFeatureExtractor(feature_size=shards.n_mels, chunk_length=settings.seconds)
     return SpeechModel(whisper, tokenizer, extractor, context="full", untrained=True)
 
@@ -142,19 +144,19 @@ def train_tokenizer(texts: list[str], merges: int, seconds: int) -> WhisperToken
     pieces = json.loads(backend.to_str())["model"]
     tokenizer = WhisperTokenizer(vocab=pieces["vocab"], merges=[tuple(pair) for pair in pieces["merges"]])
     languages = [f"<|{code}|>" for code in LANGUAGES]  # directly after the start token, as the tokenizer computes them
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|startoftranscript|>", *languages, *CONTROLS]})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|startoftranscript|>", *languages, *CONTROL_TOKENS]})
     stamps = [f"<|{number * TIMESTAMP_SECONDS:.2f}|>" for number in range(round(seconds / TIMESTAMP_SECONDS) + 1)]
     tokenizer.add_tokens([AddedToken(stamp, special=False, normalized=False) for stamp in stamps])
     return tokenizer
 
 
-def generation_config(ids: dict[str, int]) -> GenerationConfig:
+def make_generation_config(ids: dict[str, int]) -> GenerationConfig:
     """What ``generate`` and ``pipeline`` want to know of a multilingual Whisper."""
     return GenerationConfig(
         decoder_start_token_id=ids["<|startoftranscript|>"],
-        bos_token_id=ids[END],
-        eos_token_id=ids[END],
-        pad_token_id=ids[END],
+        bos_token_id=ids[END_TOKEN],
+        eos_token_id=ids[END_TOKEN],
+        pad_token_id=ids[END_TOKEN],
         no_timestamps_token_id=ids["<|notimestamps|>"],
         prev_sot_token_id=ids["<|startofprev|>"],
         lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from stages.asr.batches import Utterances
+from stages.asr.batches import ClipDataset
 from stages.asr.clips import Drop, write_rows
 from stages.asr.model import SpeechModel, best_device, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
@@ -102,13 +102,13 @@ def train(
     return result
 
 
-def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[Utterances, Utterances]:
+def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipDataset, ClipDataset]:
     """Train's and validation's clips; lists those whose labels are too long."""
     clips, drops = [], []
     for folder in (paths.train_shards, paths.validation):
         shards = Shards(folder)
         check_fit(model, shards, folder)
-        clips.append(Utterances(shards, model, settings.max_label_tokens))
+        clips.append(ClipDataset(shards, model, settings.max_label_tokens))
         drops += [Drop(folder.name, clip, "label too long") for clip in clips[-1].dropped]
         if not len(clips[-1]):
             raise UserError(f"no clip of {folder} has a label within train.max_label_tokens: raise it")

@@ -30,15 +30,15 @@ def test_a_sound_file_without_samples_gives_none(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 100, b"RIFF\x00\x00"])
-def test_what_is_no_sound_is_named(tmp_path, content):
+def test_what_is_not_audio_is_named(tmp_path, content):
     path = tmp_path / "clip.mp3"
     path.write_bytes(content)
-    with pytest.raises(AudioError, match=f"{path} is no readable sound file"):
+    with pytest.raises(AudioError, match=f"{path} is not a readable audio file"):
         read_audio(path, 16_000)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(AudioError, match=f"{tmp_path / 'gone.wav'} is no readable sound file"):
+    with pytest.raises(AudioError, match=f"{tmp_path / 'gone.wav'} is not a readable audio file"):
         read_audio(tmp_path / "gone.wav", 16_000)
 
 
@@ -53,5 +53,5 @@ def test_what_telephones_record_is_read_too(tmp_path, name, codec):
 def test_a_playlist_opens_no_other_file(tmp_path, content):
     soundfile.write(tmp_path / "other.wav", speech(1), 16_000)
     (tmp_path / "list.m4a").write_text(content)
-    with pytest.raises(AudioError, match=r"list\.m4a is no readable sound file"):
+    with pytest.raises(AudioError, match=r"list\.m4a is not a readable audio file"):
         read_audio(tmp_path / "list.m4a", 16_000)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from stages.asr.batches import IGNORED, LengthBatches, Utterances, collate
-from stages.asr.mel import floor
+from stages.asr.batches import IGNORED, ClipDataset, LengthBucketSampler, collate
+from stages.asr.mel import mel_floor
 from stages.asr.shards import Shards
 from tests.support.material import TEXTS, speech, write_shards
 
@@ -15,7 +15,7 @@ LENGTHS = [50 * (1 + number * 7 % 40) for number in range(1000)]
 
 
 def batches(epoch: int = 0, seed: int = 1, full_share: float = 0.0, batch_size: int = 8) -> list[list[tuple[int, int]]]:
-    sampler = LengthBatches(LENGTHS, batch_size, 2000, full_share, seed)
+    sampler = LengthBucketSampler(LENGTHS, batch_size, 2000, full_share, seed)
     sampler.set_epoch(epoch)
     result = list(sampler)
     assert len(sampler) == len(result)
@@ -23,15 +23,15 @@ def batches(epoch: int = 0, seed: int = 1, full_share: float = 0.0, batch_size: 
 
 
 @pytest.fixture
-def utterances(shards, model) -> Utterances:
-    return Utterances(shards, model, 448)
+def dataset(shards, model) -> ClipDataset:
+    return ClipDataset(shards, model, 448)
 
 
-def test_the_decoder_sees_one_start_token(utterances, model):
+def test_the_decoder_sees_one_start_token(dataset, model):
     seen = []
     embed = model.whisper.model.decoder.embed_tokens
     embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    batch = collate([utterances[number, 200] for number in range(5)])
+    batch = collate([dataset[number, 200] for number in range(5)])
     loss = model.whisper(**batch).loss
     (tokens,) = seen
     start = model.whisper.generation_config.decoder_start_token_id
@@ -41,48 +41,48 @@ def test_the_decoder_sees_one_start_token(utterances, model):
     assert torch.isfinite(loss)
 
 
-def test_labels_are_language_task_no_timestamps_text_and_end(utterances, model):
-    for number, text in zip(range(len(utterances)), TEXTS * 2, strict=True):
-        tokens = model.tokenizer.convert_ids_to_tokens(utterances[number, 50]["labels"].tolist())
+def test_labels_are_language_task_no_timestamps_text_and_end(dataset, model):
+    for number, text in zip(range(len(dataset)), TEXTS * 2, strict=True):
+        tokens = model.tokenizer.convert_ids_to_tokens(dataset[number, 50]["labels"].tolist())
         assert tokens[:3] == ["<|sv|>", "<|transcribe|>", "<|notimestamps|>"]
         assert tokens[-1] == "<|endoftext|>"
         assert not [token for token in tokens[3:-1] if token.startswith("<|")]
-        assert model.tokenizer.decode(utterances[number, 50]["labels"], skip_special_tokens=True) == text
+        assert model.tokenizer.decode(dataset[number, 50]["labels"], skip_special_tokens=True) == text
 
 
 def test_labels_say_the_models_own_language_and_task(shards, model):
     config = model.whisper.generation_config
     config.language, config.task = "de", "translate"
-    tokens = Utterances(shards, model, 448)[0, 50]["labels"][:2].tolist()
+    tokens = ClipDataset(shards, model, 448)[0, 50]["labels"][:2].tolist()
     assert model.tokenizer.convert_ids_to_tokens(tokens) == ["<|de|>", "<|translate|>"]
 
 
 def test_labels_that_are_too_long_are_dropped_and_listed(tmp_path, model):
     texts = ("a" * 10, "a" * 11, "å" * 6)  # å is two bytes, and the tiny tokenizer has only bytes
     folder = write_shards(tmp_path, {name: speech(0.5) for name in ("fits", "long", "wide")}, texts=texts)
-    clips = Utterances(Shards(folder), model, 10 + 4)
+    clips = ClipDataset(Shards(folder), model, 10 + 4)
     assert clips.dropped == ["long", "wide"]
     assert len(clips) == len(clips.frames()) == 1
     assert len(clips[0, 50]["labels"]) == 14
 
 
-def test_an_example_is_its_clip_padded_with_the_floor(utterances, shards):
+def test_an_example_is_its_clip_padded_with_the_floor(dataset, shards):
     for place in (0, 7, 11):
         mel = shards.mel(place)
-        features = utterances[place, 400]["input_features"]
+        features = dataset[place, 400]["input_features"]
         assert features.shape == (80, 400)
         assert np.array_equal(features[:, : mel.shape[1]], mel)
-        assert (features[:, mel.shape[1] :] == np.float32(floor(mel))).all()
+        assert (features[:, mel.shape[1] :] == np.float32(mel_floor(mel))).all()
 
 
-def test_frames_hold_the_clip(utterances, shards):
-    for frames, entry in zip(utterances.frames(), shards.entries, strict=True):
+def test_frames_hold_the_clip(dataset, shards):
+    for frames, entry in zip(dataset.frames(), shards.entries, strict=True):
         assert entry.n_frames <= frames < entry.n_frames + 50
 
 
-def test_a_batch_has_the_models_shapes_and_types(utterances):
-    batch = collate([utterances[number, 150] for number in range(3)])
-    labels = [utterances[number, 150]["labels"] for number in range(3)]
+def test_a_batch_has_the_models_shapes_and_types(dataset):
+    batch = collate([dataset[number, 150] for number in range(3)])
+    labels = [dataset[number, 150]["labels"] for number in range(3)]
     assert batch["input_features"].shape == (3, 80, 150)
     assert batch["input_features"].dtype == torch.float32
     assert batch["labels"].shape == (3, max(map(len, labels)))
@@ -111,7 +111,7 @@ def test_seed_and_epoch_alone_decide_the_order():
 def test_the_loader_that_training_prepares_passes_the_epoch_on():
     from accelerate import Accelerator
 
-    sampler = LengthBatches(LENGTHS, 8, 2000, 0.0, 1)
+    sampler = LengthBucketSampler(LENGTHS, 8, 2000, 0.0, 1)
     data = {(number, frames): number for number in range(1000) for frames in {*LENGTHS}}
     loader = Accelerator(cpu=True).prepare(DataLoader(data, batch_sampler=sampler, collate_fn=list))
     for epoch in (0, 1):
@@ -138,7 +138,7 @@ def test_the_full_window_gets_its_share(full_share):
 
 
 def test_a_clip_that_brushes_the_windows_end_is_cropped_to_it():
-    assert list(LengthBatches([250], 1, 200, 0.0, 1)) == [[(0, 200)]]
+    assert list(LengthBucketSampler([250], 1, 200, 0.0, 1)) == [[(0, 200)]]
 
 
 def test_clips_of_a_batch_are_of_like_length():

@@ -193,7 +193,7 @@ def test_what_is_no_sound_is_told_of_and_the_page_goes_on(demo, page, clips, tmp
     (tmp_path / "notes.wav").write_text("inget ljud")
     transcribe_file(page, tmp_path / "notes.wav")
     told = page.get_by_test_id("toast-body")
-    expect(told).to_contain_text("notes.wav is no readable sound or video file")
+    expect(told).to_contain_text("notes.wav is not a readable audio or video file")
     assert "Traceback" not in page.content() and "/tmp" not in told.inner_text()
     expect(page.locator("#status")).to_contain_text("This did not work")
     page.get_by_test_id("toast-close").click()

@@ -123,14 +123,14 @@ def damage(release: Release, kind: str) -> None:
     release.tables["train"] += rows
 
 
-KINDS = [
+DIRT = [
     *("missing", "empty", "corrupt", "too short", "too long", "empty sentence", "repeated row", "malformed row"),
     *("outside the archive", "clip in test", "speaker in test", "sentence in test"),
     *("speaker in validation", "sentence in validation"),
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DIRT)
 def test_each_kind_of_dirt_alone(data, kind):
     release = plain()
     damage(release, kind)
@@ -143,7 +143,7 @@ def test_each_kind_of_dirt_alone(data, kind):
 @pytest.mark.parametrize("packed", [True, False])
 def test_all_dirt_at_once(data, packed):
     release = plain()
-    counts = {kind: 1 + number % 3 for number, kind in enumerate(KINDS)}
+    counts = {kind: 1 + number % 3 for number, kind in enumerate(DIRT)}
     for kind, count in counts.items():
         for _ in range(count):
             damage(release, kind)
@@ -219,7 +219,7 @@ def test_speakers_are_held_out_where_train_uses_all_tables(data):
 
 def test_one_speaker_cannot_be_held_out(data):
     plain(train=[row(0, "a"), row(1, "a")]).pack(data)
-    with pytest.raises(UserError, match="held_out_speakers needs two speakers that test has not, found 1"):
+    with pytest.raises(UserError, match="held_out_speakers needs two speakers that test does not have, found 1"):
         collect(data, validation=[], held_out_speakers=0.1)
 
 

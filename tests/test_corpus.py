@@ -80,7 +80,7 @@ def test_the_next_repro_notices_a_new_clip(folder, params, save):
     after = params.read_text()
     changed = [pair for pair in zip(before.split("\n"), after.split("\n"), strict=True) if pair[0] != pair[1]]
     assert len(changed) == 1
-    assert f"digest: {corpora.digest(folder)} #" in changed[0][1]
+    assert f"digest: {corpora.recordings_digest(folder)} #" in changed[0][1]
     assert len(read(folder, params)) == 2
 
 
@@ -97,7 +97,7 @@ def write_digest(params: Path, value: str) -> str:
 def test_the_digest_takes_its_place_in_params(folder, params, save, value):
     before = write_digest(params, value).split("\n")
     assert save() == Saved(1, None)
-    assert load_params(params).download.folder.digest == corpora.digest(folder)
+    assert load_params(params).download.folder.digest == corpora.recordings_digest(folder)
     after = params.read_text().split("\n")
     place = next(at for at, line in enumerate(before) if "digest:" in line)
     end = len(before) - place - value.count("\n") - 1
@@ -211,7 +211,7 @@ def test_audio_that_training_would_drop_is_refused(folder, save, tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "list.mp3").write_text("#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n")
     for name in ("no.wav", "empty.wav", "list.mp3"):
-        with pytest.raises(UserError, match=f"{name} is no readable sound"):
+        with pytest.raises(UserError, match=f"{name} is not a readable audio"):
             save(audio=tmp_path / name)
     with pytest.raises(UserError, match=r"too short \(0\.20 s"):
         save(audio=silence(tmp_path / "short.wav", 0.2))

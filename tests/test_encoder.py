@@ -62,7 +62,8 @@ def test_gradients_are_the_same_with_and_without_checkpointing(model):
         gradients.append(whisper.model.encoder.conv1.weight.grad.clone())
         whisper.activation_checkpointing_enable({"use_reentrant": False})
     assert gradients[0].abs().max() > 0
-    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-9)
+    # Of the largest one, because float32 sums may come in another order.
+    assert torch.allclose(*gradients, rtol=0, atol=1e-5 * gradients[0].abs().max().item())
 
 
 def test_what_is_saved_stays_as_it_was(plain, model, tmp_path):
@@ -70,7 +71,7 @@ def test_what_is_saved_stays_as_it_was(plain, model, tmp_path):
     assert model.whisper.state_dict().keys() == keys
     model.whisper.save_pretrained(tmp_path)
     read = WhisperForConditionalGeneration.from_pretrained(tmp_path)
-    assert type(read.whisper.encoder) is WhisperEncoder
+    assert type(read.model.encoder) is WhisperEncoder
     assert all(torch.equal(read.state_dict()[key], plain.state_dict()[key]) for key in keys)
 
 

@@ -29,7 +29,8 @@ def test_clips_fill_shards_in_order(tmp_path):
     ]
     shards = Shards(tmp_path / "shards")
     assert [entry.id for entry in shards.entries] == sorted(sounds())
-    assert counts["clips"] == 12 and counts["dropped"] == {}
+    assert counts["clips"] == 12
+    assert counts["dropped"] == {}
     assert counts == json.loads((tmp_path / "details/train.json").read_text())
 
 
@@ -59,5 +60,5 @@ def test_what_cannot_be_used_is_dropped_counted_and_listed(tmp_path):
 
 def test_nothing_left_is_an_error(tmp_path):
     raw = write_raw(tmp_path / "train", {"a": speech(1.0)})
-    with pytest.raises(UserError, match=r"no clip of .* is left"):
+    with pytest.raises(UserError, match=r"no clips of .* are left"):
         run(tmp_path, raw, max_seconds=0.5)

@@ -2,7 +2,6 @@ import json
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -10,6 +9,7 @@ import soundfile
 from stages.asr.audio import read_audio
 from stages.asr.clips import SPLITS
 from stages.corpora import folder as corpus
+from stages.params import Folder
 from stages.runtime.errors import UserError
 from tests.support.tones import number_of, numeral, record, record_with_ffmpeg, sound, write_table
 
@@ -24,10 +24,10 @@ def root(tmp_path, monkeypatch) -> Path:
     return tmp_path / "mine"
 
 
-def settings(root: Path, **values) -> SimpleNamespace:
+def settings(root: Path, **values) -> Folder:
     rest = {"path": "mine", "table": None, "validation": 0.1, "test": 0.2, "limit": None, "seed": 1}
     rest |= {"min_seconds": 0.2, "max_seconds": 1.5}
-    return SimpleNamespace(**({"digest": corpus.digest(root)} | rest | values))
+    return Folder(**({"digest": corpus.recordings_digest(root)} | rest | values))
 
 
 def collect(root: Path, **values) -> tuple[dict[str, list], Counter]:
@@ -105,7 +105,7 @@ def test_a_swedish_excel_writes_semicolons(root):
 def test_a_quote_that_is_never_closed_merges_no_rows(root):
     path = write_table(root, ROWS, "table.csv")
     path.write_text(path.read_text().replace("Mening 3.", '"Mening 3.'))
-    with pytest.raises(UserError, match="is a quote never closed"):
+    with pytest.raises(UserError, match="is a closing quote missing"):
         collect(root)
     path.write_text(path.read_text().replace("Mening 5.", 'Mening 5."'))
     clips, drops = collect(root)
@@ -254,29 +254,29 @@ def test_a_playlist_opens_no_other_file(root):
 
 def test_changed_recordings_are_noticed(root):
     write_table(root, ROWS)
-    before = corpus.digest(root)
+    before = corpus.recordings_digest(root)
     (root / ".DS_Store").write_bytes(b"litter")
-    assert corpus.digest(root) == before
+    assert corpus.recordings_digest(root) == before
     collect(root, digest=before[:16])
     record(root / "clips" / "3.wav", 4)
-    after = corpus.digest(root)
+    after = corpus.recordings_digest(root)
     with pytest.raises(UserError, match=f"has changed since it was pinned to {before}: its digest is {after}.*recipe"):
         collect(root, digest=before)
     with pytest.raises(UserError, match=f"is not pinned: its digest is {after}"):
         collect(root, digest=None)
     (root / "clips" / "3.wav").rename(root / "clips" / "33.wav")
-    assert corpus.digest(root) not in (before, after)
+    assert corpus.recordings_digest(root) not in (before, after)
 
 
 def test_what_is_missing_is_named(root):
-    with pytest.raises(UserError, match=r"must hold one table.*found: none"):
+    with pytest.raises(UserError, match=r"must contain one table.*found: none"):
         collect(root)
     write_table(root, ROWS, "a.tsv")
     write_table(root, ROWS, "b.csv")
     with pytest.raises(UserError, match=r"found: a\.tsv, b\.csv.*set download\.folder\.table"):
         collect(root)
     assert sum(sizes(collect(root, table="b.csv")[0])) == 12
-    with pytest.raises(UserError, match=r"holds no table c\.csv"):
+    with pytest.raises(UserError, match=r"does not contain the table c\.csv"):
         collect(root, table="c.csv")
     (root / "a.tsv").write_text("ljud\ttext\nx\ty\n")
     with pytest.raises(UserError, match="has the columns ljud, text; expected one of path, file"):

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration, pipeline
 
-from stages.asr.decoding import greedy
-from stages.asr.model import NOTE, best_device, check_fit, folder_digest, load_model, save_model
+from stages.asr.decoding import greedy_search
+from stages.asr.model import CONFIG_KEY, best_device, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
 from stages.runtime.errors import UserError
 from tests.support.material import sounds, speech, write_shards
@@ -62,12 +62,12 @@ def test_transformers_alone_reads_and_runs_the_folder(talking, tmp_path):
             {"raw": samples, "sampling_rate": 16_000}, generate_kwargs={"num_beams": 1, "max_new_tokens": 30}
         )
         features = talking.extractor(samples, sampling_rate=16_000, return_tensors="pt").input_features
-        assert heard["text"] == talking.tokenizer.decode(greedy(talking, features, 30)[0])
+        assert heard["text"] == talking.tokenizer.decode(greedy_search(talking, features, 30)[0])
 
 
 @pytest.mark.parametrize("note", [None, {}])
 def test_a_model_that_does_not_say_is_decoded_at_the_full_window(copy, note):
-    change_config(copy, **{NOTE: note})
+    change_config(copy, **{CONFIG_KEY: note})
     read = load_model(copy)
     assert (read.context, read.untrained) == ("full", False)
 
@@ -75,7 +75,7 @@ def test_a_model_that_does_not_say_is_decoded_at_the_full_window(copy, note):
 def test_a_folder_without_safetensors_is_refused(copy, tmp_path):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     for folder in (copy, tmp_path / "missing"):
-        with pytest.raises(UserError, match=rf"{folder} holds no \*\.safetensors"):
+        with pytest.raises(UserError, match=rf"{folder} contains no \*\.safetensors"):
             load_model(folder)
 
 
@@ -113,13 +113,17 @@ def test_what_is_no_whole_whisper_is_refused_in_one_line(copy, name):
 
 def test_features_with_other_mel_bins_are_refused(model, tmp_path):
     folder = write_shards(tmp_path / "test", {"a": speech(0.5)}, n_mels=128)
-    with pytest.raises(UserError, match=rf"{folder} has 128 mel bins, the model hears 80: set featurize.n_mels: 80"):
+    with pytest.raises(
+        UserError, match=rf"{folder} has 128 mel bins, and the model expects 80: set featurize.n_mels: 80"
+    ):
         check_fit(model, Shards(folder), folder)
 
 
 def test_a_clip_beyond_the_window_is_named(model, tmp_path):
     folder = write_shards(tmp_path / "test", {"a": speech(0.5), "c17": speech(2.6), "z": speech(2.1)})
-    with pytest.raises(UserError, match=rf"clip c17 in {folder} lasts 2.6 s; the model hears 2 s.*max_seconds"):
+    with pytest.raises(
+        UserError, match=rf"clip c17 in {folder} lasts 2.6 s, and the model takes at most 2 s at once.*max_seconds"
+    ):
         check_fit(model, Shards(folder), folder)
 
 

@@ -251,7 +251,7 @@ def test_a_broken_model_is_told_and_a_later_try_works(whole, bytes_of):
     weights.unlink()
     weights.write_bytes(right[:1000])
     models = repository_models(whole, 1)
-    with pytest.raises(UserError, match="is no Whisper's folder"):
+    with pytest.raises(UserError, match="is not a Whisper model"):
         models.load("tuned")
     weights.write_bytes(right)
     assert same(models.load("tuned"), bytes_of[NEW])

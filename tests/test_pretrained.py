@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from stages.asr.decoding import prompt
+from stages.asr.decoding import prompt_tokens
 from stages.asr.model import folder_digest, load_model
 from stages.params import load_params
 from stages.pretrained import pretrained, train_tokenizer
@@ -65,7 +65,7 @@ def test_scratch_knows_whispers_languages_and_tasks(model):
     config = model.whisper.generation_config
     assert config.lang_to_id == {f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES}
     assert config.task_to_id == {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}
-    assert model.tokenizer.prefix_tokens == prompt(model)
+    assert model.tokenizer.prefix_tokens == prompt_tokens(model)
 
 
 @pytest.mark.parametrize("text", ["Åsa köper ägg på ön", "naïve 東京 🎈", 'han sa "hej",  två  blanksteg', ""])
@@ -89,7 +89,7 @@ def test_language_and_task_are_set_in_every_place(make):
     read = load_model(make(language="de", task="translate"))
     assert (read.whisper.generation_config.language, read.whisper.generation_config.task) == ("de", "translate")
     start = ["<|startoftranscript|>", "<|de|>", "<|translate|>", "<|notimestamps|>"]
-    assert read.tokenizer.convert_ids_to_tokens(prompt(read)) == start
+    assert read.tokenizer.convert_ids_to_tokens(prompt_tokens(read)) == start
     assert read.tokenizer.convert_ids_to_tokens(read.tokenizer.prefix_tokens) == start
 
 
@@ -115,13 +115,15 @@ def test_another_digest_is_refused_and_the_right_one_told(make, tiny):
 
 
 def test_a_missing_folder_is_named(make, tmp_path):
-    with pytest.raises(UserError, match=rf"whisper\.base: {tmp_path / 'gone'} is no folder"):
+    with pytest.raises(UserError, match=rf"whisper\.base: {tmp_path / 'gone'} is not a folder"):
         make(base=str(tmp_path / "gone"), revision="0" * 64)
 
 
 def test_features_that_the_base_does_not_hear_are_refused(make, tiny, tmp_path):
     train = write_shards(tmp_path / "train", {"a": speech(0.5)}, n_mels=128)
-    with pytest.raises(UserError, match=rf"{train} has 128 mel bins, the model hears 80: set featurize\.n_mels: 80"):
+    with pytest.raises(
+        UserError, match=rf"{train} has 128 mel bins, and the model expects 80: set featurize\.n_mels: 80"
+    ):
         make(train=train, base=str(tiny), revision=folder_digest(tiny))
 
 

@@ -183,13 +183,13 @@ def test_recordings_are_pinned_and_pinned_again_when_they_changed(params, data):
         params, recipe_values(RECIPES, "default") | {"download.corpus": "folder", "download.folder.path": "mine"}
     )
     first = load(params)["download"]["folder"]["digest"]
-    assert first == folder.digest(data / "mine")
+    assert first == folder.recordings_digest(data / "mine")
     record(data / "mine" / "1.wav", 9)
     assert tool("set", "--params", params).stdout.startswith("download.folder.digest: ")
     section = load(params)["download"]["folder"]
     assert section["path"] == "mine"
-    assert section["digest"] == folder.digest(data / "mine") != first
-    apply_values(params, {"download.folder.digest": first})  # as told, where it is told
+    assert section["digest"] == folder.recordings_digest(data / "mine") != first
+    apply_values(params, {"download.folder.recordings_digest": first})  # as told, where it is told
     assert load(params)["download"]["folder"]["digest"] == first
 
 

@@ -100,7 +100,7 @@ def test_a_video_without_sound_says_so(tmp_path):
         pictures.pix_fmt = "yuv420p"
         container.mux(pictures.encode(av.VideoFrame(64, 64, "yuv420p")))
         container.mux(pictures.encode(None))
-    with pytest.raises(AudioError, match=r"^mute\.mp4 holds no sound: choose a file with an audio track$"):
+    with pytest.raises(AudioError, match=r"^mute\.mp4 contains no audio: choose a file with an audio track$"):
         open_recording(tmp_path / "mute.mp4", HOUR)
 
 
@@ -122,7 +122,7 @@ def test_what_is_no_sound_is_named_without_its_folder(tmp_path, capfd, content, 
     soundfile.write(tmp_path / "other.wav", speech(1), 16_000)
     path = tmp_path / f"clip.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(AudioError, match=rf"^clip\.{suffix} is no readable sound or video file: ") as error:
+    with pytest.raises(AudioError, match=rf"^clip\.{suffix} is not a readable audio or video file: ") as error:
         read(path)
     assert str(tmp_path) not in str(error.value)
     assert "\n" not in str(error.value)
@@ -131,16 +131,18 @@ def test_what_is_no_sound_is_named_without_its_folder(tmp_path, capfd, content, 
 
 def test_noise_that_passes_for_an_mp3_ends_well(tmp_path, capfd):
     (tmp_path / "a.mp3").write_bytes(np.random.default_rng(1).bytes(100_000))
+    found = ""
     try:
         assert np.isfinite(read(tmp_path / "a.mp3")).all()
     except AudioError as error:
-        assert str(error).startswith("a.mp3 is no readable")
+        found = str(error)
+    assert not found or found.startswith("a.mp3 is not a readable")
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     for path in (tmp_path / "gone.wav", tmp_path):
-        with pytest.raises(AudioError, match=f"^{path.name} is no readable"):
+        with pytest.raises(AudioError, match=f"^{path.name} is not a readable"):
             open_recording(path, HOUR)
 
 
@@ -229,7 +231,7 @@ def test_an_index_of_gigabytes_is_not_made(tmp_path):
     struct.pack_into(">III", data, data.index(b"stsc") + 8, 1, 1, n)  # all in the first chunk
     (tmp_path / "a.m4a").write_bytes(data)
     before = peak()
-    with pytest.raises(AudioError, match=r"^a\.m4a is no readable"):
+    with pytest.raises(AudioError, match=r"^a\.m4a is not a readable"):
         read(tmp_path / "a.m4a")
     assert peak() - before < 256 * 2**20
 

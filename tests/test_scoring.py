@@ -4,7 +4,7 @@ import socket
 import numpy as np
 import pytest
 
-from stages.asr.scoring import EDITS, bootstrap, clip_edits, score, wer, word_errors
+from stages.asr.scoring import EDITS, bootstrap_interval, clip_edits, score, wer, word_errors
 from stages.asr.text import normalise
 
 WORDS = ["hej", "då", "åsa", "ägg", "ön", "är", "var", "en", "två", "tre"]
@@ -132,7 +132,7 @@ def test_the_interval_holds_the_rate_and_depends_on_the_seed_alone(texts):
 def test_the_interval_is_about_as_wide_as_theory_says():
     rng = np.random.default_rng(1)
     edits, words = rng.binomial(10, 0.2, size=900), np.full(900, 10)
-    low, high = bootstrap(edits, words, 2000, 1)
+    low, high = bootstrap_interval(edits, words, 2000, 1)
     deviation = 100 * np.sqrt(0.2 * 0.8 / 9000)
     assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
 

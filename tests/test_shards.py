@@ -48,7 +48,7 @@ def test_each_clip_is_readable_alone_and_in_any_order(tmp_path, dtype):
         mel = read.mel(number)
         assert mel.dtype == np.float32
         assert mel.shape == (80, entry.n_frames)
-        assert np.array_equal(mel, shards.decode(data, entry, dtype, 80))
+        assert np.array_equal(mel, shards.unpack_mel(data, entry, dtype, 80))
 
 
 def test_a_plain_zip_reader_finds_what_the_index_promises(tmp_path):
@@ -92,7 +92,7 @@ def test_shards_of_two_kinds_are_refused(tmp_path, dtype, n_mels):
 def test_a_cut_shard_is_named(tmp_path, keep):
     path = write_shards(tmp_path, SOUNDS) / "00001.zip"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=rf"{path} is no shard"):
+    with pytest.raises(UserError, match=rf"{path} is not a readable shard"):
         Shards(tmp_path)
 
 
@@ -118,5 +118,5 @@ def test_a_shard_of_another_format_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", [".", "missing"])
 def test_a_folder_without_shards_names_the_stage_that_makes_them(tmp_path, name):
-    with pytest.raises(UserError, match=rf"{tmp_path / name} holds no shards: run the featurize stage"):
+    with pytest.raises(UserError, match=rf"{tmp_path / name} contains no shards: run the featurize stage"):
         Shards(tmp_path / name)

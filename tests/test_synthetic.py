@@ -1,7 +1,6 @@
 import os
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import espeakng_loader
 import numpy as np
@@ -10,9 +9,10 @@ import soundfile
 
 from stages.asr.clips import SPLITS, clean_text
 from stages.corpora import synthetic
+from stages.params import Synthetic
 from stages.runtime.errors import UserError
 
-SETTINGS = SimpleNamespace(train=synthetic.CHUNK + 30, validation=24, test=32, seed=7)
+SETTINGS = Synthetic(train=synthetic.CLIPS_PER_PROCESS + 30, validation=24, test=32, seed=7)
 
 
 def wavs(folder: Path) -> dict[str, bytes]:
@@ -27,8 +27,8 @@ def corpus(tmp_path_factory):
     return folder, clips
 
 
-def utterance(text="åsa köper bröd", voice="sv+f2"):
-    return synthetic.Utterance("train", "train-00000", text, voice, 50, 175, level=-25, snr=30, seed=1)
+def planned(text="åsa köper bröd", voice="sv+f2"):
+    return synthetic.PlannedClip("train", "train-00000", text, voice, 50, 175, level=-25, snr=30, seed=1)
 
 
 def test_same_bytes_with_any_number_of_processes(corpus, tmp_path):
@@ -60,8 +60,8 @@ def test_audio_is_16_khz_mono_short_audible_and_unclipped(corpus):
 
 
 def test_edges_hold_noise_and_no_long_silence():
-    samples = synthetic.record(
-        np.r_[np.zeros(22050), np.full(22050, 9000), np.zeros(22050)].astype(np.int16), 22050, utterance()
+    samples = synthetic.render(
+        np.r_[np.zeros(22050), np.full(22050, 9000), np.zeros(22050)].astype(np.int16), 22050, planned()
     )
     assert len(samples) == pytest.approx(16_000 * (1 + 2 * synthetic.MARGIN_SECONDS), abs=2)
     edge = samples[:1000].astype(float) / 32768
@@ -69,12 +69,12 @@ def test_edges_hold_noise_and_no_long_silence():
 
 
 def test_every_sentence_comes_once():
-    texts = [u.text for u in synthetic.plan_corpus(SimpleNamespace(train=3000, validation=300, test=300, seed=1))]
+    texts = [u.text for u in synthetic.plan_corpus(Synthetic(train=3000, validation=300, test=300, seed=1))]
     assert len(set(texts)) == len(texts) == 3600
 
 
 def test_sentences_are_lower_case_swedish_words():
-    plan = synthetic.plan_corpus(SimpleNamespace(train=3000, validation=0, test=0, seed=1))
+    plan = synthetic.plan_corpus(Synthetic(train=3000, validation=1, test=1, seed=1))
     counts = dict.fromkeys(synthetic.vocabulary(), 0)
     for u in plan:
         assert re.fullmatch(r"[a-zåäö]+( [a-zåäö]+){2,7}", u.text)
@@ -90,20 +90,20 @@ def test_sentences_are_lower_case_swedish_words():
 def test_half_of_test_is_by_new_speakers_and_the_rest_by_known_ones(corpus):
     _, clips = corpus
     speakers = {split: [clip.speaker for clip in clips[split]] for split in SPLITS}
-    assert not synthetic.KNOWN.keys() & synthetic.NEW.keys()
-    assert set(speakers["train"]) == set(speakers["validation"]) == synthetic.KNOWN.keys()
-    assert set(speakers["test"]) == synthetic.KNOWN.keys() | synthetic.NEW.keys()
-    assert [speaker in synthetic.NEW for speaker in speakers["test"]] == [False, True] * (SETTINGS.test // 2)
+    assert not synthetic.KNOWN_VOICES.keys() & synthetic.NEW_VOICES.keys()
+    assert set(speakers["train"]) == set(speakers["validation"]) == synthetic.KNOWN_VOICES.keys()
+    assert set(speakers["test"]) == synthetic.KNOWN_VOICES.keys() | synthetic.NEW_VOICES.keys()
+    assert [speaker in synthetic.NEW_VOICES for speaker in speakers["test"]] == [False, True] * (SETTINGS.test // 2)
 
 
 def test_more_training_clips_leave_the_others_as_they_were():
-    few, many = (synthetic.plan_corpus(SimpleNamespace(train=n, validation=20, test=20, seed=3)) for n in (50, 400))
+    few, many = (synthetic.plan_corpus(Synthetic(train=n, validation=20, test=20, seed=3)) for n in (50, 400))
     assert set(few) < set(many)
 
 
 def test_another_seed_gives_other_sentences():
     first, second = (
-        {u.text for u in synthetic.plan_corpus(SimpleNamespace(train=100, validation=0, test=0, seed=seed))}
+        {u.text for u in synthetic.plan_corpus(Synthetic(train=100, validation=1, test=1, seed=seed))}
         for seed in (1, 2)
     )
     assert len(first & second) < 20
@@ -111,12 +111,12 @@ def test_another_seed_gives_other_sentences():
 
 def test_too_many_clips_are_refused():
     with pytest.raises(UserError, match="lower train"):
-        synthetic.plan_corpus(SimpleNamespace(train=10**6, validation=0, test=0, seed=1))
+        synthetic.plan_corpus(Synthetic(train=10**6, validation=1, test=1, seed=1))
 
 
 def test_every_voice_exists():
     variants = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
-    for voice in synthetic.KNOWN | synthetic.NEW:
+    for voice in synthetic.KNOWN_VOICES | synthetic.NEW_VOICES:
         assert voice == "sv" or (variants / voice.removeprefix("sv+")).is_file(), voice
 
 
@@ -126,22 +126,23 @@ def test_long_data_path_is_shortened_and_spoken_from(tmp_path):
     long = deep / "espeak-ng-data"
     long.symlink_to(espeakng_loader.get_data_path(), target_is_directory=True)
     (tmp_path / "train" / "audio").mkdir(parents=True)
-    with synthetic.short_path(long) as data:
+    with synthetic.short_data_path(long) as data:
         assert len(str(data)) <= synthetic.MAX_DATA_PATH < 200 < len(str(long))
-        synthetic.speak(tmp_path, data, [[utterance()]], processes=1)
+        synthetic.synthesise(tmp_path, data, [[planned()]], processes=1)
     assert (tmp_path / "train" / "audio" / "train-00000.wav").stat().st_size > 10_000
-    assert not data.exists() and long.exists()
+    assert not data.exists()
+    assert long.exists()
 
 
 def test_short_data_path_stays_as_it_is(tmp_path):
-    with synthetic.short_path(Path("/short")) as data:
+    with synthetic.short_data_path(Path("/short")) as data:
         assert data == Path("/short")
 
 
 def test_an_unknown_voice_is_named(tmp_path):
     data = Path(espeakng_loader.get_data_path())
-    with pytest.raises(UserError, match=r"train-00000.*nobody"), synthetic.short_path(data) as short:
-        synthetic.speak(tmp_path, short, [[utterance(voice="sv+nobody")]], processes=1)
+    with pytest.raises(UserError, match=r"train-00000.*nobody"), synthetic.short_data_path(data) as short:
+        synthetic.synthesise(tmp_path, short, [[planned(voice="sv+nobody")]], processes=1)
 
 
 class Deadly:
@@ -153,4 +154,4 @@ class Deadly:
 
 def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path):
     with pytest.raises(UserError, match=r"train-00000.*died"):
-        synthetic.speak(tmp_path, Deadly(), [[utterance()]] * 3, processes=2)
+        synthetic.synthesise(tmp_path, Deadly(), [[planned()]] * 3, processes=2)

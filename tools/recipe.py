@@ -12,7 +12,7 @@ import click
 from ruamel.yaml.error import YAMLError
 
 from stages.corpora import folder
-from stages.corpora.archive import locate
+from stages.corpora.local import locate
 from stages.params_file import (
     FOLDER_DIGEST,
     Changes,
@@ -82,7 +82,7 @@ def apply_values(path: Path, values: Values) -> Changes:
     download = params.validate().download
     if download.corpus == "folder" and values.get(FOLDER_DIGEST) is None:
         recordings = locate(download.folder.path, "Put the folder of your recordings there")
-        params.set(FOLDER_DIGEST, folder.digest(recordings))
+        params.set(FOLDER_DIGEST, folder.recordings_digest(recordings))
     return params.save()
 
 

@@ -7,17 +7,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from stages.asr.decoding import fit, on_grid, prompt
+from stages.asr.decoding import on_grid, prompt_tokens
+from stages.asr.mel import pad_or_trim
 from stages.asr.model import SpeechModel
 from stages.asr.shards import Shards
 
 IGNORED = -100  # label of a position without loss, as torch's cross-entropy has it
-POOL = 50  # batches whose clips are sorted by length together: enough to match lengths, few enough to stay random
+MEGA_BATCH = 50  # batches whose clips are sorted together: enough to match lengths, few enough to stay random
 
-Item = tuple[int, int]  # a clip's number, and the frames that its batch is padded to
+BatchItem = tuple[int, int]  # a clip's number, and the frames that its batch is padded to
 
 
-class Utterances(Dataset):
+class ClipDataset(Dataset[dict[str, np.ndarray]]):
     """Clips of a split as examples for the collator.
 
     [number, n_frames] -> {"input_features": (n_mels, n_frames) float32, "labels": (n_tokens,) int64}. Clips whose
@@ -28,7 +29,7 @@ class Utterances(Dataset):
         self.shards = shards
         self.labels, self.numbers, self.dropped = [], [], []
         for number, entry in enumerate(shards.entries):
-            tokens = label(model, entry.text)
+            tokens = label_tokens(model, entry.text)
             if len(tokens) > max_tokens:
                 self.dropped.append(entry.id)
             else:
@@ -38,21 +39,22 @@ class Utterances(Dataset):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, item: Item) -> dict[str, np.ndarray]:
-        place, frames = item
-        return {"input_features": fit(self.shards.mel(self.numbers[place]), frames), "labels": self.labels[place]}
+    def __getitem__(self, item: BatchItem) -> dict[str, np.ndarray]:
+        place, n_frames = item
+        mel = pad_or_trim(self.shards.mel(self.numbers[place]), n_frames)
+        return {"input_features": mel, "labels": self.labels[place]}
 
     def frames(self) -> list[int]:
         """Frames of each clip on the decoder's grid, so that training sees the contexts that decoding will use."""
-        return [on_grid(self.shards.entries[number]) for number in self.numbers]
+        return [on_grid(self.shards.entries[number].n_frames) for number in self.numbers]
 
 
-def label(model: SpeechModel, text: str) -> np.ndarray:
+def label_tokens(model: SpeechModel, text: str) -> np.ndarray:
     """What the decoder is to say: language, task, no timestamps, the text, the end: (n_tokens,) int64.
 
     The model shifts them right and puts the one start token before them, so the start token is not among them.
     """
-    _, *rest = prompt(model)
+    _, *rest = prompt_tokens(model)
     tokens = model.tokenizer(text, add_special_tokens=False).input_ids
     return np.array([*rest, *tokens, model.whisper.generation_config.eos_token_id])
 
@@ -66,7 +68,7 @@ def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     }
 
 
-class LengthBatches(Sampler[list[Item]]):
+class LengthBucketSampler(Sampler[list[BatchItem]]):
     """Batches of clips of like length, in an order that seed and epoch alone decide.
 
     Of the batches a share, drawn at random, is padded to the full window, so that the model goes on to understand it:
@@ -84,13 +86,13 @@ class LengthBatches(Sampler[list[Item]]):
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Item]]:
+    def __iter__(self) -> Iterator[list[BatchItem]]:
         order = random.Random(f"{self.seed} {self.epoch}")
         numbers = order.sample(range(len(self.lengths)), len(self.lengths))
         batches = []
-        for start in range(0, len(numbers), POOL * self.batch_size):
-            pool = sorted(numbers[start : start + POOL * self.batch_size], key=self.lengths.__getitem__)
-            batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
+        for start in range(0, len(numbers), MEGA_BATCH * self.batch_size):
+            mega_batch = sorted(numbers[start : start + MEGA_BATCH * self.batch_size], key=self.lengths.__getitem__)
+            batches += [mega_batch[at : at + self.batch_size] for at in range(0, len(mega_batch), self.batch_size)]
         order.shuffle(batches)
         for batch in batches:
             longest = max(self.lengths[number] for number in batch)

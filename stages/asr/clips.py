@@ -1,7 +1,8 @@
-"""Utterances as every corpus hands them over, and the table that lists a split's."""
+"""Clips as every corpus hands them over, and the table that lists a split's."""
 
 import csv
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def clean_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def write_rows(path: Path, row_type: type, rows: list) -> None:
+def write_rows(path: Path, row_type: type[Clip] | type[Drop], rows: Sequence[Clip] | Sequence[Drop]) -> None:
     """Write Clips or Drops as a table, in the order given."""
     names = [field.name for field in fields(row_type)]
     write_table(path, names, ([clean_text(getattr(row, name)) for name in names] for row in rows))

@@ -1,42 +1,41 @@
 """One window of speech to text: greedy, batched, at the clip's own length."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
 import torch
 from transformers import EncoderDecoderCache
 from transformers.cache_utils import DynamicCache
 
-from stages.asr.mel import FRAMES_PER_SECOND, pad_mel
+from stages.asr.mel import FRAMES_PER_SECOND, pad_or_trim
 from stages.asr.model import SpeechModel
-from stages.asr.shards import Entry, Shards
+from stages.asr.shards import Shards
 
 GRID = 50  # frames: clips are padded to the next multiple, whatever their neighbours' lengths
 TOKENS_PER_SECOND = 30  # more than anyone says, in letters; bounds a transcript by its audio, so that a loop ends
 SPARE_TOKENS = 8  # on top of that, for very short clips
 
 
-def prompt(model: SpeechModel) -> list[int]:
+def prompt_tokens(model: SpeechModel) -> list[int]:
     """What every transcript begins with: start, language, task, no timestamps; not part of the text."""
-    config = model.whisper.generation_config
+    config = vars(model.whisper.generation_config)  # the class does not declare what Whisper adds to it
     return [
-        config.decoder_start_token_id,
-        config.lang_to_id[f"<|{config.language}|>"],
-        config.task_to_id[config.task],
-        config.no_timestamps_token_id,
+        config["decoder_start_token_id"],
+        config["lang_to_id"][f"<|{config['language']}|>"],
+        config["task_to_id"][config["task"]],
+        config["no_timestamps_token_id"],
     ]
 
 
 @torch.inference_mode()
-def greedy(model: SpeechModel, mels: torch.Tensor, max_tokens: int) -> list[list[int]]:
+def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int) -> list[list[int]]:
     """The likeliest next token until the end token: (batch, n_mels, n_frames) float32 -> token ids of each text.
 
     Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or
     the generation_config's max_length with the prompt, at the latest.
     """
     whisper, config = model.whisper, model.whisper.generation_config
-    start = prompt(model)
+    start = prompt_tokens(model)
     encoded = whisper.model.encoder(mels.to(whisper.device, whisper.dtype)).last_hidden_state
     tokens = torch.tensor([start] * len(mels), device=whisper.device)
     never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=whisper.device)
@@ -61,27 +60,27 @@ def greedy(model: SpeechModel, mels: torch.Tensor, max_tokens: int) -> list[list
     return [row[: row.index(config.eos_token_id)] if config.eos_token_id in row else row for row in rows]
 
 
-def on_grid(entry: Entry) -> int:
+def on_grid(n_frames: int) -> int:
     """A clip's frames, up to the next multiple of the grid."""
-    return -(-entry.n_frames // GRID) * GRID
+    return -(-n_frames // GRID) * GRID
 
 
-def context_frames(model: SpeechModel, entry: Entry) -> int:
-    """Frames that the encoder is to see of a clip: its own, up to the grid, or the full window."""
-    return min(on_grid(entry), model.window) if model.context == "clip" else model.window
+def context_frames(model: SpeechModel, n_frames: int) -> int:
+    """Frames that the encoder is to see of a clip of n_frames: its own, up to the grid, or the full window."""
+    return min(on_grid(n_frames), model.window) if model.context == "clip" else model.window
 
 
-def fit(mel: np.ndarray, frames: int) -> np.ndarray:
-    """(n_mels, n_frames) -> (n_mels, frames): padded, or cropped by the frame that only brushes the clip's end."""
-    return pad_mel(mel[:, :frames], frames)
+def token_limit(n_frames: int) -> int:
+    """The most tokens that a clip of n_frames, up to the grid, can hold."""
+    return int(on_grid(n_frames) / FRAMES_PER_SECOND * TOKENS_PER_SECOND) + SPARE_TOKENS
 
 
-def like_lengths(entries: list[Entry], batch_size: int) -> Iterator[list[int]]:
-    """The clips' numbers in batches of one length on the grid, short ones first."""
-    lengths = defaultdict(list)
-    for number, entry in enumerate(entries):
-        lengths[on_grid(entry)].append(number)
-    for _, numbers in sorted(lengths.items()):
+def batch_by_length(lengths: Iterable[int], batch_size: int) -> Iterator[list[int]]:
+    """Clips, given their frames, as batches of their numbers: of one length on the grid each, short ones first."""
+    numbers_of = defaultdict(list)
+    for number, n_frames in enumerate(lengths):
+        numbers_of[on_grid(n_frames)].append(number)
+    for _, numbers in sorted(numbers_of.items()):
         yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
 
 
@@ -89,20 +88,19 @@ def decode(
     model: SpeechModel,
     shards: Shards,
     batch_size: int,
-    progress: Callable[[Iterator, int], Iterator] = lambda batches, total: batches,
+    progress: Callable[[Iterable[list[int]], int], Iterable[list[int]]] = lambda batches, total: batches,
 ) -> list[str]:
     """Transcribe every clip of some shards, in their order.
 
     A batch holds clips of one length on the grid, so that a clip is padded, and bounded in tokens, by its own length
-    alone. progress: wraps the iterator of batches, given their number.
+    alone. progress: wraps the batches, given their number.
     """
-    batches = list(like_lengths(shards.entries, batch_size))
+    batches = list(batch_by_length((entry.n_frames for entry in shards.entries), batch_size))
     texts: dict[int, str] = {}
     for numbers in progress(batches, len(batches)):
-        entries = [shards.entries[number] for number in numbers]
-        frames = context_frames(model, entries[0])
-        mels = torch.stack([torch.from_numpy(fit(shards.mel(number), frames)) for number in numbers])
-        seconds = on_grid(entries[0]) / FRAMES_PER_SECOND
-        rows = greedy(model, mels, int(seconds * TOKENS_PER_SECOND) + SPARE_TOKENS)
+        n_frames = shards.entries[numbers[0]].n_frames  # the others' too, on the grid
+        context = context_frames(model, n_frames)
+        mels = torch.stack([torch.from_numpy(pad_or_trim(shards.mel(number), context)) for number in numbers])
+        rows = greedy_search(model, mels, token_limit(n_frames))
         texts |= zip(numbers, model.tokenizer.batch_decode(rows, skip_special_tokens=True), strict=True)
     return [" ".join(texts[number].split()) for number in range(len(shards))]

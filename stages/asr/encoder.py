@@ -14,10 +14,10 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 STRIDE = 2  # frames a position: what the second convolution leaves out
 
 
-class AnyLengthEncoder(WhisperEncoder):
+class AnyLengthEncoder(WhisperEncoder):  # type: ignore[no-untyped-call]  # transformers' __init_subclass__ is untyped
     """WhisperEncoder for (batch, n_mels, n_frames) with n_frames even and at most the full window's."""
 
-    def forward(self, input_features: torch.Tensor, attention_mask=None, **kwargs) -> BaseModelOutput:
+    def forward(self, input_features: torch.Tensor, attention_mask: None = None, **kwargs: object) -> BaseModelOutput:
         """(batch, n_mels, n_frames) float -> last_hidden_state (batch, n_frames / 2, d_model); nothing is masked."""
         hidden = nn.functional.gelu(self.conv1(input_features))
         hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)

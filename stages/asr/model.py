@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,8 +16,8 @@ from stages.asr.shards import Shards
 from stages.runtime.errors import UserError, one_line
 from stages.runtime.files import files_digest
 
-NOTE = "viska"  # key of our note in config.json; other programs pass it by
-START = "<|startoftranscript|>"
+CONFIG_KEY = "viska"  # of what we add to config.json; other programs pass it by
+START_TOKEN = "<|startoftranscript|>"
 
 
 @dataclass
@@ -39,69 +40,70 @@ class SpeechModel:
         return window_frames(self.whisper)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu", **overrides: float) -> SpeechModel:
+def load_model(folder: Path, device: torch.device | str = "cpu", **overrides: Any) -> SpeechModel:
     """Read a folder that ``save_model`` or any Whisper's ``save_pretrained`` wrote, in evaluation mode.
 
     overrides: values of the model's config, such as dropout, which its layers read as they are made. Raises UserError
-    where it is no Whisper in safetensors.
+    where it is not a Whisper in safetensors.
     """
-    quiet()
+    silence_transformers()
     folder = Path(folder)
     if not list(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds no *.safetensors: run the stage that writes it, or `dvc pull`")
+        raise UserError(f"{folder} contains no *.safetensors: run the stage that writes it, or `dvc pull`")
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         if kind != "whisper":
-            raise ValueError(f"its config.json is of the type {kind}")
-        whisper, loaded = WhisperForConditionalGeneration.from_pretrained(
+            raise ValueError(f"its config.json has the model_type {kind}")
+        read: Any = WhisperForConditionalGeneration.from_pretrained(  # a pair, which its types do not say
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **overrides
         )
-        if missing := loaded["missing_keys"]:  # transformers would fill them with chance
-            raise ValueError(f"its weights lack {min(missing)}, {len(missing)} in all")
+        whisper: WhisperForConditionalGeneration = read[0]
+        if missing := read[1]["missing_keys"]:  # transformers would fill them with random numbers
+            raise ValueError(f"its weights lack {min(missing)} ({len(missing)} missing in all)")
         tokenizer = WhisperTokenizer.from_pretrained(folder)
-        if tokenizer.convert_tokens_to_ids(START) != whisper.config.decoder_start_token_id:
-            raise ValueError("its tokenizer is missing or another model's")
+        if tokenizer.convert_tokens_to_ids(START_TOKEN) != whisper.config.decoder_start_token_id:
+            raise ValueError("its tokenizer is missing, or belongs to another model")
         extractor = WhisperFeatureExtractor.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} is no Whisper's folder: {one_line(error)}") from None
-    note = getattr(whisper.config, NOTE, None) or {}
+        raise UserError(f"{folder} is not a Whisper model: {one_line(error)}") from None
+    ours = getattr(whisper.config, CONFIG_KEY, None) or {}
     return SpeechModel(
-        allow_any_length(whisper).to(device).eval(),
+        allow_any_length(read[0].to(device).eval()),
         tokenizer,
         extractor,
-        note.get("context", "full"),
-        note.get("untrained", False),
+        ours.get("context", "full"),
+        ours.get("untrained", False),
     )
 
 
-def quiet() -> None:
-    """Spare people transformers' notes and bars for every folder: what matters here is checked and said by us."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+def silence_transformers() -> None:
+    """Keep transformers from writing notes and progress bars for every folder: what matters is checked here."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    logging.set_verbosity(logging.ERROR)
 
 
 def save_model(model: SpeechModel, folder: Path) -> None:
     """Write a plain Hugging Face folder; ``from_pretrained`` and ``pipeline`` need none of our code to read it."""
-    quiet()
-    setattr(model.whisper.config, NOTE, {"context": model.context, "untrained": model.untrained})
+    silence_transformers()
+    setattr(model.whisper.config, CONFIG_KEY, {"context": model.context, "untrained": model.untrained})
     model.whisper.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     model.extractor.save_pretrained(folder)
 
 
 def check_fit(model: SpeechModel, shards: Shards, folder: Path) -> None:
-    """Raise UserError where the features in ``folder`` are not what the model hears."""
+    """Raise UserError where the features in ``folder`` are not what the model expects."""
     n_mels = model.whisper.config.num_mel_bins
     if shards.n_mels != n_mels:
         raise UserError(
-            f"{folder} has {shards.n_mels} mel bins, the model hears {n_mels}: set featurize.n_mels: {n_mels}"
+            f"{folder} has {shards.n_mels} mel bins, and the model expects {n_mels}: set featurize.n_mels: {n_mels}"
         )
     longest = max(shards.entries, key=lambda entry: entry.seconds)
     seconds = model.window / FRAMES_PER_SECOND
     if longest.seconds > seconds:
         raise UserError(
-            f"clip {longest.id} in {folder} lasts {longest.seconds:.1f} s; the model hears {seconds:g} s at once: "
-            f"lower featurize.max_seconds, or raise whisper.scratch.seconds"
+            f"clip {longest.id} in {folder} lasts {longest.seconds:.1f} s, and the model takes at most {seconds:g} s at"
+            f" once: lower featurize.max_seconds, or raise whisper.scratch.seconds"
         )
 
 

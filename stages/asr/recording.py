@@ -1,4 +1,4 @@
-"""A sound or video file of any length, read in blocks without ever holding it whole."""
+"""An audio or video file of any length, read in blocks without ever holding it whole."""
 
 import ctypes
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ import soxr
 from stages.asr.audio import FFMPEG_FORMATS, AudioError
 from stages.asr.mel import SAMPLE_RATE
 
-BLOCK = SAMPLE_RATE  # samples a block, at least: 1 s
-OPTIONS = {
+BLOCK_SAMPLES = SAMPLE_RATE  # of a block, at least: 1 s
+FFMPEG_OPTIONS = {
     "format_whitelist": FFMPEG_FORMATS,
     "protocol_whitelist": "file",
     "max_streams": "32",  # each may claim an index of its own
 }
 MAX_ALLOCATION = 64 * 2**20  # bytes that ffmpeg may take at once: the index of a 4 h mp4 is half of that
-NO_SOUND_FILE = "{} is no readable sound or video file: {}; convert it to wav, mp3 or mp4"
+NOT_READABLE = "{} is not a readable audio or video file: {}; convert it to wav, mp3 or mp4"
 
 
 class Recording:
@@ -32,11 +32,11 @@ class Recording:
     def __init__(self, container: av.container.InputContainer, name: str, max_seconds: float):
         self._container, self._name, self._max_seconds = container, name, max_seconds
         if not container.streams.audio:
-            raise AudioError(f"{name} holds no sound: choose a file with an audio track")
+            raise AudioError(f"{name} contains no audio: choose a file with an audio track")
         self._track = container.streams.audio[0]
-        self.seconds = claimed_seconds(container, self._track)
-        if (self.seconds or 0) > max_seconds:
-            raise AudioError(too_long(name, max_seconds, f"{clock(self.seconds)}, "))
+        self.seconds = header_seconds(container, self._track)
+        if self.seconds is not None and self.seconds > max_seconds:
+            raise AudioError(too_long_message(name, max_seconds, f"{format_duration(self.seconds)}, "))
 
     def __enter__(self) -> "Recording":
         return self
@@ -53,14 +53,14 @@ class Recording:
         waiting, given = [], 0
         for piece in self._resampled():
             waiting.append(piece)
-            heard = given + sum(map(len, waiting))
-            if heard > self._max_seconds * SAMPLE_RATE:
-                raise AudioError(too_long(self._name, self._max_seconds))
-            if heard - given >= BLOCK:
+            n_read = given + sum(map(len, waiting))
+            if n_read > self._max_seconds * SAMPLE_RATE:
+                raise AudioError(too_long_message(self._name, self._max_seconds))
+            if n_read - given >= BLOCK_SAMPLES:
                 yield np.concatenate(waiting)
-                waiting, given = [], heard
+                waiting, given = [], n_read
         if not given and not any(map(len, waiting)):
-            raise AudioError(NO_SOUND_FILE.format(self._name, "it holds no samples"))
+            raise AudioError(NOT_READABLE.format(self._name, "it contains no samples"))
         if any(map(len, waiting)):
             yield np.concatenate(waiting)
 
@@ -92,22 +92,22 @@ class Recording:
                 frames = packet.decode()
             except (av.FFmpegError, OSError):
                 continue
-            yield from ((mono(frame), frame.sample_rate) for frame in frames)
+            yield from ((to_mono(frame), frame.sample_rate) for frame in frames)
 
 
 def open_recording(path: Path, max_seconds: float) -> Recording:
     """Open a file, whatever its suffix; it opens no other, though a playlist names some.
 
-    Raises AudioError, with the file's own name and not its folder's, where it is no sound or video file, has no
+    Raises AudioError, with the file's own name and not its folder's, where it is not an audio or video file, has no
     audio track, or claims to last longer than max_seconds.
     """
     bound_allocations()
     try:
-        # The prefix keeps a file's name from being read as an address.
-        container = av.open(f"file:{path}", options=OPTIONS, metadata_errors="replace")
+        # The prefix keeps a file's name from being read as a URL.
+        container = av.open(f"file:{path}", options=FFMPEG_OPTIONS, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it cannot be decoded"
-        raise AudioError(NO_SOUND_FILE.format(path.name, reason)) from None
+        raise AudioError(NOT_READABLE.format(path.name, reason)) from None
     try:
         return Recording(container, path.name, max_seconds)
     except BaseException:
@@ -122,7 +122,7 @@ def bound_allocations() -> None:
         limit(ctypes.c_size_t(MAX_ALLOCATION))
 
 
-def mono(frame: av.AudioFrame) -> np.ndarray:
+def to_mono(frame: av.AudioFrame) -> np.ndarray:
     """The mean of a frame's channels: (n,) float32, full scale 1."""
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
@@ -130,23 +130,26 @@ def mono(frame: av.AudioFrame) -> np.ndarray:
     if samples.dtype == np.uint8:
         samples = (samples.astype(np.float32) - 128) / 128
     elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+        samples = samples.astype(np.float32) / 2.0 ** (8 * samples.itemsize - 1)
     samples = samples.astype(np.float32, copy=False)
     return samples.mean(axis=0) if len(samples) > 1 else np.ascontiguousarray(samples[0])
 
 
-def claimed_seconds(container: av.container.InputContainer, track: av.AudioStream) -> float | None:
+def header_seconds(container: av.container.InputContainer, track: av.AudioStream) -> float | None:
     """The longer of what the file's and the track's headers say, None where neither says anything."""
-    claims = [container.duration and Fraction(container.duration, av.time_base)]
-    claims.append(track.duration and track.time_base and track.duration * track.time_base)
-    return float(max(filter(None, claims))) if any(claims) else None
+    claims: list[Fraction] = []
+    if container.duration:
+        claims.append(Fraction(container.duration, av.time_base))
+    if track.duration and track.time_base:
+        claims.append(track.duration * track.time_base)
+    return float(max(claims)) if claims else None
 
 
-def too_long(name: str, max_seconds: float, claim: str = "") -> str:
-    limit = clock(max_seconds)
+def too_long_message(name: str, max_seconds: float, claim: str = "") -> str:
+    limit = format_duration(max_seconds)
     return f"{name} lasts {claim}longer than {limit}, the most that is transcribed at once: cut it into shorter files"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Hours, minutes and seconds, as 1:02:03."""
     return str(timedelta(seconds=round(seconds)))

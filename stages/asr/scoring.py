@@ -1,5 +1,7 @@
 """Transcripts against references: word and character error rates, and how sure they are."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import jiwer
@@ -9,10 +11,10 @@ from stages.asr.text import normalise
 from stages.runtime.errors import UserError
 
 EDITS = ("substitutions", "deletions", "insertions")
-KINDS = {"substitute": "substitutions", "delete": "deletions", "insert": "insertions"}  # as jiwer calls them
+EDIT_OF_JIWER = {"substitute": "substitutions", "delete": "deletions", "insert": "insertions"}
 
 
-class WordErrors(evaluate.Metric):
+class WordErrors(evaluate.Metric):  # type: ignore[misc]  # evaluate ships no types
     """jiwer's minimal word edits as a metric of Hugging Face's ``evaluate``, clip by clip.
 
     ``evaluate.load("wer")`` fetches a script at run time and gives one number; this needs no network, and what it
@@ -26,7 +28,7 @@ class WordErrors(evaluate.Metric):
         features = datasets.Features({"predictions": text, "references": text})
         return evaluate.MetricInfo(description="Word edits, Levenshtein 1966.", citation="", features=features)
 
-    def _compute(self, predictions: list[str], references: list[str]) -> dict:
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         output = jiwer.process_words(references, predictions)
         counts = {name: [0] * len(references) for name in EDITS}
         confusions = []
@@ -34,19 +36,20 @@ class WordErrors(evaluate.Metric):
             for chunk in row:
                 if chunk.type == "equal":
                     continue
-                said = output.references[clip][chunk.ref_start_idx : chunk.ref_end_idx]
-                heard = output.hypotheses[clip][chunk.hyp_start_idx : chunk.hyp_end_idx]
-                edits = max(len(said), len(heard))
-                counts[KINDS[chunk.type]][clip] += edits
-                pairs = zip(said or [""] * edits, heard or [""] * edits, strict=True)
+                reference = output.references[clip][chunk.ref_start_idx : chunk.ref_end_idx]
+                hypothesis = output.hypotheses[clip][chunk.hyp_start_idx : chunk.hyp_end_idx]
+                edits = max(len(reference), len(hypothesis))
+                counts[EDIT_OF_JIWER[chunk.type]][clip] += edits
+                pairs = zip(reference or [""] * edits, hypothesis or [""] * edits, strict=True)
                 confusions += [(clip, *pair) for pair in pairs]
         words = [len(reference) for reference in output.references]
         return {**counts, "words": words, "wer": output.wer, "confusions": confusions}
 
 
-def word_errors(references: list[str], hypotheses: list[str]) -> dict:
+def word_errors(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
     """What WordErrors.compute gives for texts as they stand."""
-    return WordErrors(keep_in_memory=True).compute(predictions=hypotheses, references=references)
+    errors: dict[str, Any] = WordErrors(keep_in_memory=True).compute(predictions=hypotheses, references=references)
+    return errors
 
 
 def wer(references: list[str], hypotheses: list[str]) -> float:
@@ -56,11 +59,12 @@ def wer(references: list[str], hypotheses: list[str]) -> float:
     """
     pairs = [(r, h) for r, h in zip(map(normalise, references), map(normalise, hypotheses), strict=True) if r]
     if not pairs:
-        raise UserError("no reference holds a word: look into the corpus")
-    return 100 * word_errors(*map(list, zip(*pairs, strict=True)))["wer"]
+        raise UserError("no reference contains a word: check the texts of the corpus")
+    errors = word_errors([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs])
+    return 100 * float(errors["wer"])
 
 
-def bootstrap(edits: np.ndarray, words: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
+def bootstrap_interval(edits: np.ndarray, words: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
     """The 95 % interval of the word error rate, in percent, from clips drawn again with replacement.
 
     edits, words: (n_clips,) int. Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR
@@ -72,7 +76,9 @@ def bootstrap(edits: np.ndarray, words: np.ndarray, samples: int, seed: int) -> 
     return float(low), float(high)
 
 
-def score(references: list[str], hypotheses: list[str], known: list[str], samples: int, seed: int) -> tuple[dict, dict]:
+def score(
+    references: list[str], hypotheses: list[str], known: list[str], samples: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The scores of a test set, and the word errors behind them.
 
     References have words once they are normalised; known: each clip's ``known_speaker``. The scores are, in percent:
@@ -80,10 +86,10 @@ def score(references: list[str], hypotheses: list[str], known: list[str], sample
     wer_known_speakers and wer_new_speakers where there are such; and the counts substitutions, deletions, insertions,
     words, clips. The second value is what ``WordErrors`` says of the normalised texts.
     """
-    said, heard = ([normalise(text) for text in texts] for texts in (references, hypotheses))
-    errors = word_errors(said, heard)
+    normal_references, normal_hypotheses = ([normalise(text) for text in texts] for texts in (references, hypotheses))
+    errors = word_errors(normal_references, normal_hypotheses)
     edits, words = clip_edits(errors), np.array(errors["words"])
-    low, high = bootstrap(edits, words, samples, seed)
+    low, high = bootstrap_interval(edits, words, samples, seed)
     marks = np.array(known)
     groups = {"wer_known_speakers": marks == "yes", "wer_new_speakers": marks == "no"}
     rates = {
@@ -91,13 +97,14 @@ def score(references: list[str], hypotheses: list[str], known: list[str], sample
         "wer_low": low,
         "wer_high": high,
         "wer_raw": 100 * word_errors(references, hypotheses)["wer"],
-        "cer": 100 * jiwer.cer(said, heard),
+        "cer": 100 * jiwer.cer(normal_references, normal_hypotheses),
         **{name: 100 * edits[group].sum() / words[group].sum() for name, group in groups.items() if group.any()},
     }
     counts = {name: sum(errors[name]) for name in (*EDITS, "words")} | {"clips": len(references)}
     return {name: round(float(rate), 2) for name, rate in rates.items()} | counts, errors
 
 
-def clip_edits(errors: dict) -> np.ndarray:
+def clip_edits(errors: dict[str, Any]) -> np.ndarray:
     """Edits of every kind, (n_clips,) int, of what ``WordErrors`` gave."""
-    return np.sum([errors[name] for name in EDITS], axis=0)
+    edits: np.ndarray = np.sum([errors[name] for name in EDITS], axis=0)
+    return edits

@@ -7,4 +7,4 @@ NORMALISER = BasicTextNormalizer()
 
 def normalise(text: str) -> str:
     """Whisper's basic normalisation: lower case, no punctuation, nothing in brackets, single spaces; å ä ö stay."""
-    return NORMALISER(text).strip()
+    return str(NORMALISER(text)).strip()

@@ -4,40 +4,55 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
-from stages.corpora.archive import Packed, Unpacked, locate, verify
-from stages.corpora.selection import UNKNOWN, Row, Selection, draw, drop, fold, is_below, read_tsv, shuffle, sift
+from stages.corpora.archive import PackedRelease, UnpackedRelease, verify_checksum
+from stages.corpora.local import locate
+from stages.corpora.selection import (
+    UNKNOWN_SPEAKER,
+    Selection,
+    TableRow,
+    drop_row,
+    filter_rows,
+    random_rank,
+    read_tsv,
+    sentence_key,
+    shuffle,
+)
+from stages.params import CommonVoice, Tables, ValidationTables
 from stages.runtime.errors import UserError
 
-COLUMNS = ("client_id", "path", "sentence")  # that every release has
+REQUIRED_COLUMNS = ("client_id", "path", "sentence")  # that every release has
 ADVICE = (
-    "Common Voice is fetched in a browser: at https://mozilladatacollective.com choose Common Voice Scripted Speech in"
-    " your language, accept its terms, download the .tar.gz and put it there"
+    "Common Voice is downloaded in a browser: at https://mozilladatacollective.com choose Common Voice Scripted Speech"
+    " in your language, accept its terms, download the .tar.gz and put it there"
 )
 
 
-def collect(settings, folder: Path, processes: int) -> tuple[dict[str, list[Clip]], list[Drop]]:
+def collect(settings: CommonVoice, folder: Path, processes: int) -> tuple[dict[str, list[Clip]], list[Drop]]:
     """Bring the clips of a release to ``folder/<split>/audio``, as they came; its clips by split, and the drops.
 
     The same settings choose the same clips, and a raised limit keeps those that were chosen before.
-    settings: the section ``download.common_voice`` of params.yaml.
     Raises UserError where the archive is missing, is none, is another one or lacks a table.
     """
     path = locate(settings.archive, ADVICE)
     if settings.sha256:
-        verify(path, settings.sha256)
-    archive = (Unpacked if path.is_dir() else Packed)(path, settings.locale)
-    wanted = {split: [table_name(table) for table in getattr(settings, split).tables] for split in SPLITS}
+        verify_checksum(path, settings.sha256)
+    archive = (UnpackedRelease if path.is_dir() else PackedRelease)(path, settings.locale)
+    sections: dict[str, Tables | ValidationTables]
+    sections = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    wanted = {split: [table_name(table) for table in section.tables] for split, section in sections.items()}
     tables = archive.tables({table for tables in wanted.values() for table in tables})
-    rows, drops = {}, []
+    rows: dict[str, list[TableRow]] = {}
+    drops: list[Drop] = []
     for split in SPLITS:
         rows[split], found = read_tables(path, split, {table: tables[table] for table in wanted[split]})
         drops += found
-    drops += separate(rows, bool(settings.allow_overlap))
-    if not wanted["validation"]:
-        hold_out(rows, settings.held_out_speakers, settings.seed)
+    drops += remove_overlap(rows, bool(settings.allow_overlap))
+    if settings.held_out_speakers is not None:  # else validation has tables of its own
+        hold_out_speakers(rows, settings.held_out_speakers, settings.seed)
     shuffled = {split: shuffle(rows[split], settings.seed) for split in SPLITS}
-    limits = {split: getattr(settings, split).limit for split in SPLITS}
-    clips, found = Selection(settings, folder, processes, archive.fetch).fill(shuffled, limits)
+    limits = {split: section.limit for split, section in sections.items()}
+    selection = Selection(folder, processes, settings.min_seconds, settings.max_seconds, archive.fetch)
+    clips, found = selection.fill(shuffled, limits)
     return clips, drops + found
 
 
@@ -46,75 +61,77 @@ def table_name(table: str) -> str:
     return "dev" if table == "validation" else table
 
 
-def read_tables(archive: Path, split: str, tables: dict[str, bytes]) -> tuple[list[Row], list[Drop]]:
+def read_tables(archive: Path, split: str, tables: dict[str, bytes]) -> tuple[list[TableRow], list[Drop]]:
     """The rows of a split's tables, and those that cannot be used."""
     rows, drops = [], []
     for table, data in tables.items():
-        header, lines, problems = read_tsv(data)
-        if missing := [column for column in COLUMNS if column not in header]:
+        header, lines, bad_lines = read_tsv(data)
+        if missing := [column for column in REQUIRED_COLUMNS if column not in header]:
             raise UserError(
                 f"{table}.tsv of {archive} lacks the column {missing[0]}; it has {', '.join(header)[:200]}: is it a"
                 " table of Common Voice?"
             )
-        drops += [Drop(split, f"{table}.tsv line {number}", "malformed row", detail) for number, detail in problems]
-        client_id, path, sentence = (header.index(column) for column in COLUMNS)
+        drops += [Drop(split, f"{table}.tsv line {number}", "malformed row", why) for number, why in bad_lines]
+        client_id, path, sentence = (header.index(column) for column in REQUIRED_COLUMNS)
         rows += [
-            Row(
+            TableRow(
                 path=values[path].strip(),
                 text=clean_text(values[sentence]),
-                speaker=clean_text(values[client_id]) or UNKNOWN,
+                speaker=clean_text(values[client_id]) or UNKNOWN_SPEAKER,
                 place=f"{table}.tsv line {number}",
             )
             for number, values in lines
         ]
-    kept, found = sift(split, rows, is_below)
+    kept, found = filter_rows(split, rows)
     return kept, drops + found
 
 
-def separate(rows: dict[str, list[Row]], allow_overlap: bool) -> list[Drop]:
+def remove_overlap(rows: dict[str, list[TableRow]], clips_alone: bool) -> list[Drop]:
     """Take from validation what test has, and from train what either has: clips, and speakers and sentences too.
 
     All rows of test's tables count, whatever its limit, so that a limit changes no other split.
+    clips_alone: let them share speakers and sentences.
     """
     drops = []
     for split, guarded in (("validation", "test"), ("train", "test"), ("train", "validation")):
         kept = []
-        known = Known(rows[guarded], allow_overlap)
+        index = SplitIndex(rows[guarded], clips_alone)
         for row in rows[split]:
-            if what := known.shared(row):
-                drops.append(drop(split, row, f"{what} in {guarded}"))
+            if what := index.shared(row):
+                drops.append(drop_row(split, row, f"{what} in {guarded}"))
             else:
                 kept.append(row)
         rows[split] = kept
     return drops
 
 
-class Known:
+class SplitIndex:
     """The clips, and where they count the speakers and sentences, of a split."""
 
-    def __init__(self, rows: Iterable[Row], clips_alone: bool):
+    def __init__(self, rows: Iterable[TableRow], clips_alone: bool):
+        rows = list(rows)
         self.clips = {row.path for row in rows}
-        self.speakers = set() if clips_alone else {row.speaker for row in rows} - {UNKNOWN}
-        self.sentences = set() if clips_alone else {fold(row.text) for row in rows}
+        self.speakers = set() if clips_alone else {row.speaker for row in rows} - {UNKNOWN_SPEAKER}
+        self.sentences = set() if clips_alone else {sentence_key(row.text) for row in rows}
 
-    def shared(self, row: Row) -> str | None:
+    def shared(self, row: TableRow) -> str | None:
         """What the row has in common with the split."""
         if row.path in self.clips:
             return "clip"
         if row.speaker in self.speakers:
             return "speaker"
-        return "sentence" if fold(row.text) in self.sentences else None
+        return "sentence" if sentence_key(row.text) in self.sentences else None
 
 
-def hold_out(rows: dict[str, list[Row]], share: float, seed: int) -> None:
+def hold_out_speakers(rows: dict[str, list[TableRow]], share: float, seed: int) -> None:
     """Move a share of train's speakers, at least one, to validation; raises UserError where there are too few."""
-    speakers = sorted({row.speaker for row in rows["train"]} - {UNKNOWN}, key=lambda speaker: draw(speaker, seed))
+    speakers = {row.speaker for row in rows["train"]} - {UNKNOWN_SPEAKER}
     if len(speakers) < 2:
         raise UserError(
-            f"held_out_speakers needs two speakers that test has not, found {len(speakers)}: give validation tables of"
-            " its own, or allow_overlap a reason"
+            f"held_out_speakers needs two speakers that test does not have, found {len(speakers)}: set"
+            " validation.tables, or give a reason in allow_overlap"
         )
-    count = min(max(1, round(share * len(speakers))), len(speakers) - 1)
-    held = set(speakers[:count])
+    n_held = min(max(1, round(share * len(speakers))), len(speakers) - 1)
+    held = set(sorted(speakers, key=lambda speaker: random_rank(speaker, seed))[:n_held])
     rows["validation"] = [row for row in rows["train"] if row.speaker in held]
     rows["train"] = [row for row in rows["train"] if row.speaker not in held]

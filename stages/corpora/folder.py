@@ -12,12 +12,26 @@ from functools import partial
 from pathlib import Path
 
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
-from stages.corpora.archive import BLOCK, copy_clips, is_file, locate
-from stages.corpora.selection import UNKNOWN, Row, Selection, draw, drop, fold, is_below, read_tsv, shuffle, sift
+from stages.corpora.local import copy_clips, is_file, locate
+from stages.corpora.selection import (
+    UNKNOWN_SPEAKER,
+    BadLine,
+    Selection,
+    TableRow,
+    drop_row,
+    filter_rows,
+    is_below,
+    random_rank,
+    read_tsv,
+    sentence_key,
+    shuffle,
+)
+from stages.params import Folder
 from stages.runtime.errors import UserError
+from stages.runtime.files import file_digest
 from stages.runtime.progress import ProgressBar
 
-NAMES = {  # of a table's columns, in lower case
+COLUMN_NAMES = {  # of a table, in lower case
     "path": ("path", "file", "audio", "audio_path", "audio_filepath", "file_name", "filename", "wav"),
     "text": ("text", "sentence", "transcript", "transcription"),
     "speaker": ("speaker", "speaker_id", "client_id"),
@@ -26,56 +40,48 @@ NAMES = {  # of a table's columns, in lower case
 }
 SPLIT_NAMES = {"": "train", **{split: split for split in SPLITS}, "dev": "validation", "valid": "validation"}
 SPLIT_NAMES |= {"val": "validation", "eval": "validation"}
-LITTER = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders; names with a leading dot are litter too
+IGNORED_FILES = ("thumbs.db", "desktop.ini")  # that Windows leaves in folders; hidden files are ignored too
 
 Line = tuple[int, dict[str, str]]  # its number and its values by column
-Fault = tuple[int, str]  # the number of a line that cannot be read, and why
 
 
-def collect(settings, folder: Path, processes: int) -> tuple[dict[str, list[Clip]], list[Drop]]:
+def collect(settings: Folder, folder: Path, processes: int) -> tuple[dict[str, list[Clip]], list[Drop]]:
     """Bring one's own recordings to ``folder/<split>/audio``, as they came; their clips by split, and the drops.
 
     A split that the table does not name gets its share of train: whole speakers where there are three or more, else
     whole sentences. ``limit`` bounds train alone, so that results for more and fewer clips compare.
-    settings: the section ``download.folder`` of params.yaml.
     Raises UserError where the folder or its table is missing, or its content is not what the digest says.
     """
     root = locate(settings.path, "Put the folder of your recordings there")
     if not root.is_dir():
-        raise UserError(f"{root} is no folder: name one that holds a table and audio")
-    verify(root, settings.digest)
+        raise UserError(f"{root} is not a folder: name one that contains a table and audio")
+    verify_digest(root, settings.digest)
     table = find_table(root, settings.table)
-    rows, drops = read_rows(root, table)
-    share_out(rows, {split: getattr(settings, split) for split in ("test", "validation")}, settings.seed)
+    rows, drops = read_table(root, table)
+    assign_splits(rows, {"test": settings.test, "validation": settings.validation}, settings.seed)
     shuffled = {split: shuffle(rows[split], settings.seed) for split in SPLITS}
     limits = {"train": settings.limit, "validation": None, "test": None}
-    clips, found = Selection(settings, folder, processes, partial(copy_clips, root)).fill(shuffled, limits)
+    selection = Selection(folder, processes, settings.min_seconds, settings.max_seconds, partial(copy_clips, root))
+    clips, found = selection.fill(shuffled, limits)
     return clips, drops + found
 
 
-def digest(folder: Path) -> str:
+def recordings_digest(folder: Path) -> str:
     """A SHA-256, 64 hex digits, of a folder's files and their names: the same on every system."""
     paths = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
-        if path.is_file() and name.name.lower() not in LITTER and not any(part[0] == "." for part in name.parts):
+        if path.is_file() and name.name.lower() not in IGNORED_FILES and not any(part[0] == "." for part in name.parts):
             paths[unicodedata.normalize("NFC", name.as_posix())] = path
-    whole = hashlib.sha256()
     size = sum(path.stat().st_size for path in paths.values())
     with ProgressBar(total=size, unit="B", unit_scale=True, desc="digest") as bar:
-        for name, path in sorted(paths.items()):
-            content = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(BLOCK):
-                    content.update(block)
-                    bar.update(len(block))
-            whole.update(f"{content.hexdigest()} {name}\n".encode())
-    return whole.hexdigest()
+        lines = [f"{file_digest(path, advance=bar.update)} {name}\n" for name, path in sorted(paths.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def verify(folder: Path, expected: str | None) -> None:
-    """Raises UserError where the folder is not pinned, or its content is not what it was pinned to."""
-    found = digest(folder)
+def verify_digest(folder: Path, expected: str | None) -> None:
+    """Raises UserError where the folder is not pinned, or has changed since."""
+    found = recordings_digest(folder)
     if expected is None or not found.startswith(expected):
         state = "is not pinned" if expected is None else f"has changed since it was pinned to {expected}"
         raise UserError(
@@ -85,58 +91,59 @@ def verify(folder: Path, expected: str | None) -> None:
 
 
 def find_table(root: Path, name: str | None) -> Path:
-    """The table of that name, or the only one in the folder; raises UserError where there is none, or no one."""
+    """The table of that name, or the only one in the folder; raises UserError where there is none, or several."""
     if name is not None:
         if not is_below(name) or not (root / name).is_file():
-            raise UserError(f"{root} holds no table {name}")
+            raise UserError(f"{root} does not contain the table {name}")
         return root / name
     tables = sorted(path for path in root.iterdir() if path.suffix.lower() in READERS and path.name[0] != ".")
     if len(tables) == 1:
         return tables[0]
     found = ", ".join(path.name for path in tables) or "none"
     raise UserError(
-        f"{root} must hold one table, .tsv, .csv or .jsonl, with the columns path and text; found: {found}."
-        " Where it holds several, set download.folder.table to the name of one"
+        f"{root} must contain one table, .tsv, .csv or .jsonl, with the columns path and text; found: {found}."
+        " Where it contains several, set download.folder.table to the name of one"
     )
 
 
-def read_rows(root: Path, table: Path) -> tuple[dict[str, list[Row]], list[Drop]]:
+def read_table(root: Path, table: Path) -> tuple[dict[str, list[TableRow]], list[Drop]]:
     """The rows of each split, and those that cannot be used; rows without a split stand in train."""
-    header, lines, faults = READERS[table.suffix.lower()](table)
-    columns = {role: next((name for name in names if name in header), None) for role, names in NAMES.items()}
+    header, lines, bad_lines = READERS[table.suffix.lower()](table)
+    columns = {role: next((name for name in names if name in header), None) for role, names in COLUMN_NAMES.items()}
     recorder = columns["path"] is None and columns["index"] is not None
     if columns["text"] is None or (columns["path"] is None and not recorder):
         raise UserError(
-            f"{table} has the columns {', '.join(header)[:200]}; expected one of {', '.join(NAMES['path'])}"
-            f" and one of {', '.join(NAMES['text'])}"
+            f"{table} has the columns {', '.join(header)[:200]}; expected one of {', '.join(COLUMN_NAMES['path'])}"
+            f" and one of {', '.join(COLUMN_NAMES['text'])}"
         )
-    drops = [Drop("train", f"{table.name} line {number}", "malformed row", fault) for number, fault in faults]
-    rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    drops = [Drop("train", f"{table.name} line {number}", "malformed row", why) for number, why in bad_lines]
+    rows: dict[str, list[TableRow]] = {split: [] for split in SPLITS}
     for number, values in lines:
-        told = {role: values[name] if name else "" for role, name in columns.items()}
-        row = Row(
-            path=recording(root, told["index"].strip()) if recorder else inside(root, told["path"].strip()),
-            text=clean_text(told["text"]),
-            speaker=clean_text(told["speaker"]) or UNKNOWN,
+        fields = {role: values[name] if name else "" for role, name in columns.items()}
+        path = recorder_path(root, fields["index"].strip()) if recorder else relative_path(root, fields["path"].strip())
+        row = TableRow(
+            path=path,
+            text=clean_text(fields["text"]),
+            speaker=clean_text(fields["speaker"]) or UNKNOWN_SPEAKER,
             place=f"{table.name} line {number}",
         )
-        split = SPLIT_NAMES.get(told["split"].strip().lower())
+        split = SPLIT_NAMES.get(fields["split"].strip().lower())
         if split is None:
-            drops.append(drop("train", row, "unknown split", f"{row.place}: {told['split']}"))
+            drops.append(drop_row("train", row, "unknown split", f"{row.place}: {fields['split']}"))
         else:
             rows[split].append(row)
-    return sift_splits(rows, drops)
+    return filter_splits(rows, drops)
 
 
-def sift_splits(rows: dict[str, list[Row]], drops: list[Drop]) -> tuple[dict[str, list[Row]], list[Drop]]:
+def filter_splits(rows: dict[str, list[TableRow]], drops: list[Drop]) -> tuple[dict[str, list[TableRow]], list[Drop]]:
     """Leave out unusable rows; test keeps a clip that more than one split names, and validation before train."""
-    earlier: dict[str, Row] = {}
+    earlier: dict[str, TableRow] = {}
     for split in reversed(SPLITS):
-        kept, found = sift(split, rows[split], is_below)
+        kept, found = filter_rows(split, rows[split])
         rows[split] = [row for row in kept if row.path not in earlier]
         drops += found
         drops += [
-            drop(split, row, "repeated row", f"{row.place}, as {earlier[row.path].place}")
+            drop_row(split, row, "repeated row", f"{row.place}, as {earlier[row.path].place}")
             for row in kept
             if row.path in earlier
         ]
@@ -144,20 +151,20 @@ def sift_splits(rows: dict[str, list[Row]], drops: list[Drop]) -> tuple[dict[str
     return rows, drops
 
 
-def inside(root: Path, path: str) -> str:
+def relative_path(root: Path, path: str) -> str:
     """A path as relative to the folder, with slashes: tables are also written on Windows, or with whole paths."""
     path = path.replace("\\", "/")
     whole = str(root.absolute()) + "/"
     return os.path.normpath(path.removeprefix(whole)) if path else path
 
 
-def recording(root: Path, index: str) -> str:
+def recorder_path(root: Path, index: str) -> str:
     """Where the recorder put the recording of an index: by its number, for rec_10 sorts before rec_2."""
     names = [f"{place}rec_{index}{kind}" for place in ("clips/", "") for kind in (".wav", ".mp3")]
     return next((name for name in names if is_below(name) and is_file(root / name)), names[0])
 
 
-def share_out(rows: dict[str, list[Row]], shares: dict[str, float], seed: int) -> None:
+def assign_splits(rows: dict[str, list[TableRow]], shares: dict[str, float], seed: int) -> None:
     """Give each split that the table does not name its share of train's clips, in groups that stay together.
 
     Groups with few clips go first, as in Common Voice, so that test hears many speakers and train many clips.
@@ -165,9 +172,9 @@ def share_out(rows: dict[str, list[Row]], shares: dict[str, float], seed: int) -
     wanting = [split for split in shares if not rows[split]]
     speakers = Counter(row.speaker for row in rows["train"])
     by_speaker = len(speakers) >= len(SPLITS)
-    group_of = {row: row.speaker if by_speaker else fold(row.text) for row in rows["train"]}
+    group_of = {row: row.speaker if by_speaker else sentence_key(row.text) for row in rows["train"]}
     sizes = Counter(group_of.values())
-    groups = sorted(sizes, key=lambda group: (sizes[group], draw(group, seed)))
+    groups = sorted(sizes, key=lambda group: (sizes[group], random_rank(group, seed)))
     n_clips = len(rows["train"])
     for number, split in enumerate(wanting):
         held: set[str] = set()
@@ -182,7 +189,7 @@ def share_out(rows: dict[str, list[Row]], shares: dict[str, float], seed: int) -
         rows["train"] = [row for row in rows["train"] if group_of[row] not in held]
 
 
-def text_of(table: Path) -> str:
+def read_utf8(table: Path) -> str:
     try:
         return table.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -191,17 +198,18 @@ def text_of(table: Path) -> str:
         ) from None
 
 
-def read_tsv_table(table: Path) -> tuple[list[str], list[Line], list[Fault]]:
-    header, rows, faults = read_tsv(table.read_bytes())
-    return header, [(number, dict(zip(header, values, strict=True))) for number, values in rows], faults
+def read_tsv_table(table: Path) -> tuple[list[str], list[Line], list[BadLine]]:
+    header, rows, bad_lines = read_tsv(table.read_bytes())
+    return header, [(number, dict(zip(header, values, strict=True))) for number, values in rows], bad_lines
 
 
-def read_csv_table(table: Path) -> tuple[list[str], list[Line], list[Fault]]:
+def read_csv_table(table: Path) -> tuple[list[str], list[Line], list[BadLine]]:
     """A quoted CSV with commas, or with semicolons as Excel writes it in Swedish."""
-    text = text_of(table)
+    text = read_utf8(table)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    lines, faults = [], []
+    lines: list[Line] = []
+    bad_lines: list[BadLine] = []
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         number = reader.line_num
@@ -210,40 +218,41 @@ def read_csv_table(table: Path) -> tuple[list[str], list[Line], list[Fault]]:
             if not any(value.strip() for value in values):
                 continue
             if number > first:  # a quote may be closed by another row's: then each line was a row
-                faults += [
-                    (line, "a line break in a value: is a quote never closed?") for line in range(first, number + 1)
+                bad_lines += [
+                    (line, "a line break in a value: is a closing quote missing?") for line in range(first, number + 1)
                 ]
             elif len(values) != len(header):
-                faults.append((number, f"{len(values)} columns, expected {len(header)}"))
+                bad_lines.append((number, f"{len(values)} columns, expected {len(header)}"))
             else:
                 lines.append((number, dict(zip(header, values, strict=True))))
     except csv.Error as error:
-        raise UserError(f"{table} line {reader.line_num}: {error}: is a quote never closed?") from None
-    return header, lines, faults
+        raise UserError(f"{table} line {reader.line_num}: {error}: is a closing quote missing?") from None
+    return header, lines, bad_lines
 
 
-def read_jsonl_table(table: Path) -> tuple[list[str], list[Line], list[Fault]]:
+def read_jsonl_table(table: Path) -> tuple[list[str], list[Line], list[BadLine]]:
     """JSON-lines; what a line does not have is empty."""
     header: dict[str, None] = {}
-    lines, faults = [], []
-    for number, line in enumerate(text_of(table).split("\n"), start=1):
+    lines: list[tuple[int, dict[str, object]]] = []
+    bad_lines: list[BadLine] = []
+    for number, line in enumerate(read_utf8(table).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             values = {key.strip().lower(): value for key, value in json.loads(line).items()}
-            "".join(map(str, values.values())).encode()  # JSON can spell half a sign, which no file can hold
+            "".join(map(str, values.values())).encode()  # JSON can spell half a character, which no file can hold
         except (ValueError, AttributeError) as error:
-            faults.append((number, f"no JSON object: {error}"))
+            bad_lines.append((number, f"not a JSON object: {error}"))
             continue
         header |= dict.fromkeys(values)
         lines.append((number, values))
-    return list(header), list(as_text(header, lines)), faults
+    return list(header), list(as_strings(header, lines)), bad_lines
 
 
-def as_text(header: dict[str, None], lines: list[tuple[int, dict]]) -> Iterator[Line]:
+def as_strings(header: dict[str, None], lines: list[tuple[int, dict[str, object]]]) -> Iterator[Line]:
     for number, values in lines:
-        told = {name: values.get(name) for name in header}
-        yield number, {name: "" if value is None else str(value) for name, value in told.items()}
+        row = {name: values.get(name) for name in header}
+        yield number, {name: "" if value is None else str(value) for name, value in row.items()}
 
 
 READERS = {".tsv": read_tsv_table, ".csv": read_csv_table, ".jsonl": read_jsonl_table}

@@ -1,6 +1,6 @@
 """The built-in corpus: short Swedish sentences from a small grammar, spoken by espeak-ng in many voices.
 
-Three steps: the grammar gives sentences, the plan says who says which and how, and workers speak the plan.
+Three steps: the grammar gives sentences, the plan says who says which and how, and workers synthesise the plan.
 """
 
 import contextlib
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from math import perm, prod
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import espeakng_loader
 import numpy as np
@@ -21,13 +23,15 @@ import soundfile
 import soxr
 
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
+from stages.params import Synthetic
 from stages.runtime.errors import UserError
-from stages.runtime.pool import deferred
+from stages.runtime.files import written_aside
+from stages.runtime.pool import deferred_signals
 from stages.runtime.progress import ProgressBar
 
-SAMPLE_RATE = 16_000
+FILE_RATE = 16_000  # Hz of the wavs; any would do, for featurize resamples
 MARGIN_SECONDS = 0.08  # kept before and after the speech
-CHUNK = 100  # clips that one process speaks: espeak's output depends on what its process said before
+CLIPS_PER_PROCESS = 100  # espeak's output depends on what its process said before
 MAX_DATA_PATH = 120  # bytes; espeak-ng does not start, or ends its process, with a long path (160 and more)
 
 # Words that sound alike (nio and tio) or that espeak's Swedish says oddly (cykeln, choklad) are left out.
@@ -82,7 +86,7 @@ TEMPLATES = {
 
 
 # espeak voice: pitch (espeak's 0 to 100) and words a minute. Each new voice is another person within the known range.
-KNOWN = {
+KNOWN_VOICES = {
     "sv": (50, 175),
     "sv+m1": (45, 165),
     "sv+m2": (55, 180),
@@ -96,12 +100,12 @@ KNOWN = {
     "sv+f5": (50, 185),
     "sv+linda": (40, 175),
 }
-NEW = {"sv+m4": (50, 175), "sv+f3": (45, 180), "sv+pablo": (55, 170), "sv+f4": (50, 175)}
+NEW_VOICES = {"sv+m4": (50, 175), "sv+f3": (45, 180), "sv+pablo": (55, 170), "sv+f4": (50, 175)}
 PITCH_SPREAD, RATE_SPREAD = 6, 12  # a speaker's own variation, either way
 
 
 @dataclass(frozen=True)
-class Utterance:
+class PlannedClip:
     """One planned clip: pitch 0 to 100, rate in words a minute, level (RMS) in dB of full scale, snr in dB."""
 
     split: str
@@ -128,28 +132,31 @@ def count_sentences() -> int:
     )
 
 
-def compose(rng: random.Random) -> str:
+def compose_sentence(rng: random.Random) -> str:
     """A random sentence, in which no word of a slot comes twice."""
     tokens = rng.choices(list(TEMPLATES), list(TEMPLATES.values()))[0].split()
     decks = {token: rng.sample(SLOTS[token], len(SLOTS[token])) for token in tokens if token in SLOTS}
     return clean_text(" ".join(decks[token].pop() if token in decks else token for token in tokens))
 
 
-def plan_split(split: str, n_clips: int, seed: int, taken: set[str]) -> list[Utterance]:
-    """The utterances of one split, whose sentences are new and are added to ``taken``.
+def plan_split(split: str, n_clips: int, seed: int, taken: set[str]) -> list[PlannedClip]:
+    """The clips of one split, whose sentences are new and are added to ``taken``.
 
     More clips leave the earlier ones as they were. Every second test clip is by a new speaker.
     """
     rng = random.Random(f"{seed} {split}")
     plan = []
     for number in range(n_clips):
-        while (text := compose(rng)) in taken:
+        while (text := compose_sentence(rng)) in taken:
             pass
         taken.add(text)
-        turn, speakers = (number // 2, (KNOWN, NEW)[number % 2]) if split == "test" else (number, KNOWN)
-        voice, (pitch, rate) = list(speakers.items())[turn % len(speakers)]
+        if split == "test":
+            turn, voices = number // 2, (KNOWN_VOICES, NEW_VOICES)[number % 2]
+        else:
+            turn, voices = number, KNOWN_VOICES
+        voice, (pitch, rate) = list(voices.items())[turn % len(voices)]
         plan.append(
-            Utterance(
+            PlannedClip(
                 split=split,
                 id=f"{split}-{number:05d}",
                 text=text,
@@ -164,12 +171,10 @@ def plan_split(split: str, n_clips: int, seed: int, taken: set[str]) -> list[Utt
     return plan
 
 
-def plan_corpus(settings) -> list[Utterance]:
-    """Every utterance of the corpus; ``settings`` has the numbers of clips train, validation, test, and a seed.
-
-    Raises UserError where the grammar has too few sentences.
-    """
-    wanted = sum(getattr(settings, split) for split in SPLITS)
+def plan_corpus(settings: Synthetic) -> list[PlannedClip]:
+    """Every clip of the corpus, split by split; raises UserError where the grammar has too few sentences."""
+    sizes = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    wanted = sum(sizes.values())
     if wanted > count_sentences() // 2:
         raise UserError(
             f"{wanted} clips were asked for, each with a sentence of its own, and the grammar gives"
@@ -177,12 +182,12 @@ def plan_corpus(settings) -> list[Utterance]:
         )
     taken: set[str] = set()
     # Test first: more training clips leave it as it was.
-    plans = [plan_split(split, getattr(settings, split), settings.seed, taken) for split in reversed(SPLITS)]
-    return [utterance for plan in reversed(plans) for utterance in plan]
+    plans = [plan_split(split, sizes[split], settings.seed, taken) for split in reversed(SPLITS)]
+    return [clip for plan in reversed(plans) for clip in plan]
 
 
 @contextlib.contextmanager
-def short_path(data: Path) -> Iterator[Path]:
+def short_data_path(data: Path) -> Iterator[Path]:
     """``data``, espeak's data folder, or where that path is too long for espeak a short link to it."""
     if len(os.fsencode(data)) <= MAX_DATA_PATH:
         yield data
@@ -190,7 +195,7 @@ def short_path(data: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="espeak-") as folder:
         link = Path(folder) / data.name
         if len(os.fsencode(link)) > MAX_DATA_PATH:
-            raise UserError(f"espeak-ng cannot read its data at so long a path as {link}: set TMPDIR to a shorter one")
+            raise UserError(f"espeak-ng cannot read its data at a path as long as {link}: set TMPDIR to a shorter one")
         link.symlink_to(data, target_is_directory=True)
         yield link
 
@@ -203,7 +208,8 @@ class Espeak:
 
     def __init__(self, data: Path):
         """Start espeak-ng with its data folder; raises UserError where it does not start."""
-        self.data, self.pieces = data, []
+        self.data = data
+        self.pieces: list[np.ndarray] = []
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         self.sample_rate = self.library.espeak_Initialize(self.SYNCHRONOUS, 0, os.fsencode(data), self.DONT_EXIT)
         if self.sample_rate <= 0:
@@ -213,121 +219,120 @@ class Espeak:
         self.callback = ctypes.CFUNCTYPE(ctypes.c_int, samples, ctypes.c_int, ctypes.c_void_p)(self._collect)
         self.library.espeak_SetSynthCallback(self.callback)
 
-    def _collect(self, samples, n_samples: int, _events) -> int:
+    def _collect(self, samples: Any, n_samples: int, _events: int | None) -> int:
         if samples and n_samples > 0:
             self.pieces.append(np.ctypeslib.as_array(samples, (n_samples,)).copy())
         return 0
 
-    def say(self, utterance: Utterance) -> np.ndarray:
+    def say(self, clip: PlannedClip) -> np.ndarray:
         """Speech, (n_samples,) int16 at ``sample_rate``; raises UserError where espeak-ng fails."""
-        variant = utterance.voice.partition("+")[2]
+        variant = clip.voice.partition("+")[2]
         if variant and not (self.data / "voices" / "!v" / variant).is_file():
-            raise UserError(f"espeak-ng has no voice variant {variant}")  # it would pass over it without a word
+            raise UserError(f"espeak-ng has no voice variant {variant}")  # it would silently take the plain voice
         self.pieces.clear()
-        text = utterance.text.encode() + b"\0"
-        calls = [
+        text = clip.text.encode() + b"\0"
+        calls: list[tuple[Any, ...]] = [
             # Starting seeds the voices' breath with the time of day.
-            ("espeak_ng_SetRandSeed", ctypes.c_long(utterance.seed)),
-            ("espeak_SetVoiceByName", utterance.voice.encode()),
-            ("espeak_SetParameter", self.RATE, utterance.rate, 0),
-            ("espeak_SetParameter", self.PITCH, utterance.pitch, 0),
+            ("espeak_ng_SetRandSeed", ctypes.c_long(clip.seed)),
+            ("espeak_SetVoiceByName", clip.voice.encode()),
+            ("espeak_SetParameter", self.RATE, clip.rate, 0),
+            ("espeak_SetParameter", self.PITCH, clip.pitch, 0),
             ("espeak_SetParameter", self.VOLUME, 60, 0),  # at 100 some voices clip
             ("espeak_Synth", text, ctypes.c_size_t(len(text)), 0, self.CHARACTERS, 0, self.UTF8, None, None),
         ]
         for name, *arguments in calls:
             if code := getattr(self.library, name)(*arguments):
-                raise UserError(f"{name} failed with code {code} for voice {utterance.voice}")
+                raise UserError(f"{name} failed with code {code} for voice {clip.voice}")
         speech = np.concatenate(self.pieces or [np.zeros(0, np.int16)])
         if not speech.any():
-            raise UserError(f"espeak-ng made no sound of {utterance.text!r} in voice {utterance.voice}")
+            raise UserError(f"espeak-ng produced no audio for {clip.text!r} in voice {clip.voice}")
         return speech
 
 
-def record(speech: np.ndarray, sample_rate: int, utterance: Utterance) -> np.ndarray:
-    """Espeak's (n,) int16 as a clip: trimmed, at its level, with noise; (n_samples,) int16 at 16 kHz."""
+def render(speech: np.ndarray, sample_rate: int, clip: PlannedClip) -> np.ndarray:
+    """Speech of espeak-ng, (n,) int16, as a clip: trimmed, at its level, with noise; (n_samples,) int16 at 16 kHz."""
     speech = speech.astype(np.float64) / 32768
     loud = np.flatnonzero(np.abs(speech) > 0.005 * np.abs(speech).max())
     margin = round(MARGIN_SECONDS * sample_rate)
     speech = np.pad(speech[loud[0] : loud[-1] + 1], margin)
-    speech = soxr.resample(speech, sample_rate, SAMPLE_RATE)
-    speech *= 10 ** (utterance.level / 20) / np.sqrt(np.mean(speech**2))
-    noise = np.random.default_rng(utterance.seed).standard_normal(len(speech))
-    speech += noise * 10 ** ((utterance.level - utterance.snr) / 20)
+    speech = soxr.resample(speech, sample_rate, FILE_RATE)
+    speech *= 10 ** (clip.level / 20) / np.sqrt(np.mean(speech**2))
+    noise = np.random.default_rng(clip.seed).standard_normal(len(speech))
+    speech += noise * 10 ** ((clip.level - clip.snr) / 20)
     speech *= min(1, 0.9 / np.abs(speech).max())
     return np.round(speech * 32767).astype(np.int16)
 
 
-def audio_path(folder: Path, utterance: Utterance) -> Path:
+def audio_path(folder: Path, clip: PlannedClip) -> Path:
     """Where a clip lies."""
-    return folder / utterance.split / "audio" / f"{utterance.id}.wav"
+    return folder / clip.split / "audio" / f"{clip.id}.wav"
 
 
-def speak_chunk(folder: Path, data: Path, chunk: list[Utterance], report: Connection) -> None:
+def synthesise_chunk(folder: Path, data: Path, chunk: list[PlannedClip], report: Connection) -> None:
     """Write a chunk's clips, in a process of its own, and report an error's text, empty if all went well."""
     try:
         espeak = Espeak(data)
-        for utterance in chunk:
-            samples = record(espeak.say(utterance), espeak.sample_rate, utterance)
-            path = audio_path(folder, utterance)
-            part = path.with_name(path.name + ".part")
-            soundfile.write(part, samples, SAMPLE_RATE, "PCM_16", format="WAV")
-            part.replace(path)
+        for clip in chunk:
+            samples = render(espeak.say(clip), espeak.sample_rate, clip)
+            with written_aside(audio_path(folder, clip)) as part:
+                soundfile.write(part, samples, FILE_RATE, "PCM_16", format="WAV")
         report.send("")
     except (UserError, OSError) as error:
         report.send(str(error))
 
 
-def speak(folder: Path, data: Path, chunks: list[list[Utterance]], processes: int) -> None:
+def synthesise(folder: Path, data: Path, chunks: list[list[PlannedClip]], processes: int) -> None:
     """Speak each chunk in a fresh process, at most ``processes`` at once; raises UserError where one fails.
 
     Plain processes, because a pool that renews its workers may hang when one of them dies.
     """
     context = get_context("spawn")
-    waiting, running = chunks[::-1], {}
+    waiting = chunks[::-1]
+    running: dict[Connection, tuple[SpawnProcess, list[PlannedClip]]] = {}
     with ProgressBar(total=sum(map(len, chunks)), unit="clip") as bar:
         try:
             while waiting or running:
-                with deferred():
+                with deferred_signals():
                     while waiting and len(running) < max(1, processes):
                         chunk = waiting.pop()
                         reader, writer = context.Pipe(duplex=False)
-                        worker = context.Process(target=speak_chunk, args=(folder, data, chunk, writer), daemon=True)
+                        arguments = (folder, data, chunk, writer)
+                        worker = context.Process(target=synthesise_chunk, args=arguments, daemon=True)
                         worker.start()
                         running[reader] = worker, chunk
                         writer.close()
-                ready = wait(list(running))
-                with deferred():
-                    for reader in ready:
+                ready = set(wait(list(running)))
+                with deferred_signals():
+                    for reader in [reader for reader in running if reader in ready]:
                         worker, chunk = running.pop(reader)
                         try:
                             error = reader.recv()
                         except EOFError:
-                            error = "the process that spoke it died"
+                            error = "the process that made it died"
                         worker.join()
                         if error:
                             raise UserError(f"clips {chunk[0].id} to {chunk[-1].id} of the synthetic corpus: {error}")
                         bar.update(len(chunk))
         finally:
-            with deferred():
+            with deferred_signals():
                 for worker, _ in running.values():
                     worker.kill()
                     worker.join()
 
 
-def collect(settings, folder: Path, processes: int) -> tuple[dict[str, list[Clip]], list[Drop]]:
+def collect(settings: Synthetic, folder: Path, processes: int) -> tuple[dict[str, list[Clip]], list[Drop]]:
     """Speak the corpus into ``folder/<split>/audio/<id>.wav``, 16 kHz mono 16-bit; its clips by split, no drops.
 
-    ``settings`` has the numbers of clips ``train``, ``validation`` and ``test``, and a ``seed``; the same settings
-    give the same bytes, whatever the number of processes.
+    The same settings give the same bytes, whatever the number of processes.
     """
     plan = plan_corpus(settings)
-    chunks: list[list[Utterance]] = []
+    chunks: list[list[PlannedClip]] = []
     clips: dict[str, list[Clip]] = {}
     for split in SPLITS:
         (folder / split / "audio").mkdir(parents=True, exist_ok=True)
-        ours = [utterance for utterance in plan if utterance.split == split]
-        chunks += [ours[start : start + CHUNK] for start in range(0, len(ours), CHUNK)]
+        ours = [clip for clip in plan if clip.split == split]
+        chunks += [ours[start : start + CLIPS_PER_PROCESS] for start in range(0, len(ours), CLIPS_PER_PROCESS)]
         clips[split] = [Clip(u.id, audio_path(folder, u).name, u.text, u.voice) for u in ours]
-    with short_path(Path(espeakng_loader.get_data_path())) as data:
-        speak(folder, data, chunks, processes)
+    with short_data_path(Path(espeakng_loader.get_data_path())) as data:
+        synthesise(folder, data, chunks, processes)
     return clips, []

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from stages.asr.batches import IGNORED, LengthBatches, Utterances, collate
+from stages.asr.batches import IGNORED, ClipDataset, LengthBucketSampler, collate
 from stages.asr.decoding import decode
 from stages.asr.model import SpeechModel, best_device
 from stages.asr.scoring import wer
@@ -35,8 +35,8 @@ class SpeechTrainer(Seq2SeqTrainer):
     def __init__(
         self,
         speech_model: SpeechModel,
-        clips: Utterances,
-        validation: Utterances,
+        clips: ClipDataset,
+        validation: ClipDataset,
         settings: Train,
         compute: Compute,
         checkpoints: CheckpointManager,
@@ -88,7 +88,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         return math.ceil((self.settings.epochs or 0) * an_epoch)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        sampler = LengthBatches(
+        sampler = LengthBucketSampler(
             self.clips.frames(),
             self.settings.batch_size,
             self.speech_model.window,
@@ -215,7 +215,7 @@ def training_arguments(settings: Train, compute: Compute, folder: Path) -> Seq2S
 
 
 @torch.inference_mode()
-def validation_loss(model: SpeechModel, clips: Utterances, batch_size: int) -> float:
+def validation_loss(model: SpeechModel, clips: ClipDataset, batch_size: int) -> float:
     """Mean cross-entropy a label token over a split, in nats."""
     frames = clips.frames()
     order = sorted(range(len(clips)), key=frames.__getitem__)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import soundfile
@@ -21,7 +20,7 @@ from app.transcriber import FetchAudio
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.model import SpeechModel, load_model, save_model
 from stages.corpora.synthetic import collect
-from stages.params import App, load_params
+from stages.params import App, Synthetic, load_params
 from stages.runtime.files import write_json
 from tests.support.material import ROOT, allow, write_params
 
@@ -98,7 +97,7 @@ def babbler(tiny: Path, seed: int) -> SpeechModel:
 
 def spoken(folder: Path, n_clips: int) -> list[Path]:
     """Sentences spoken by espeak-ng, which a voice detector takes for speech: wav files of 1 to 4 s."""
-    collect(SimpleNamespace(train=n_clips, validation=1, test=1, seed=1), folder, processes=1)
+    collect(Synthetic(train=n_clips, validation=1, test=1, seed=1), folder, processes=1)
     return sorted((folder / "train/audio").glob("*.wav"))
 
 

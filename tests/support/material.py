@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from stages.asr.clips import Clip, write_clips
 from stages.asr.mel import SAMPLE_RATE, log_mel
 from stages.asr.model import SpeechModel
-from stages.asr.shards import Entry, encode, write_shard
+from stages.asr.shards import Entry, pack_mel, write_shard
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ("hej på dig", "åsa köper ägg", "Är det kallt?", "båten går klockan åtta", "tack", "Ön ligger där, långt ut.")
@@ -51,7 +51,7 @@ def write_raw(folder: Path, clips: dict[str, np.ndarray], texts: tuple[str, ...]
 def pack(name: str, samples: np.ndarray, text: str, dtype: str = "uint8", n_mels: int = 80) -> tuple[Entry, bytes]:
     """One clip as a shard wants it."""
     mel = log_mel(samples, n_mels)
-    data, peak = encode(mel, dtype)
+    data, peak = pack_mel(mel, dtype)
     return Entry(name, text, "voice", "yes", round(len(samples) / SAMPLE_RATE, 3), mel.shape[1], peak), data
 
 

@@ -5,12 +5,12 @@ import tarfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import soundfile
 
 from stages.asr.clips import SPLITS
 from stages.corpora import common_voice
+from stages.params import CommonVoice, Tables, ValidationTables
 from tests.support.tones import sound
 
 COLUMNS = [
@@ -86,10 +86,14 @@ def plain(n_train: int = 6, **tables: list[dict]) -> Release:
     return Release(**({"train": train, "dev": dev, "test": test} | tables))
 
 
-def settings(**values) -> SimpleNamespace:
-    """Settings, with ``train=["other"]`` for tables and ``train_limit=5``."""
+def settings(**values) -> CommonVoice:
+    """The section of params.yaml, with ``train=["other"]`` for tables and ``train_limit=5``."""
     tables = {split: values.pop(split, [split]) for split in SPLITS}
-    parts = {split: SimpleNamespace(tables=tables[split], limit=values.pop(f"{split}_limit", None)) for split in SPLITS}
+    types = {"train": Tables, "validation": ValidationTables, "test": Tables}
+    parts = {
+        split: section(tables=tables[split], limit=values.pop(f"{split}_limit", None))
+        for split, section in types.items()
+    }
     rest = {
         "archive": NAME,
         "sha256": None,
@@ -100,7 +104,7 @@ def settings(**values) -> SimpleNamespace:
         "max_seconds": 1.5,
         "seed": 1,
     }
-    return SimpleNamespace(**parts, **(rest | values))
+    return CommonVoice(**parts, **(rest | values))
 
 
 def collect(data: Path, **values) -> tuple[dict[str, list], Counter, Path]:
