@@ -16,7 +16,7 @@ from stages.params import Checkpoints, Compute, Train, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import json_text, write_json
 from stages.training.checkpoints import PARTS, CheckpointManager, LocalCheckpoints, TrainingState, locked, prune
-from stages.training.mirror import Mirror, reach_remote
+from stages.training.mirror import Mirror
 from stages.training.resume import find_start, is_recorded
 from stages.training.run import describe_run
 from stages.training.trainer import SpeechTrainer, regularisation
@@ -88,13 +88,14 @@ def train(
     local = LocalCheckpoints(paths.checkpoints)
     folder = local.folder(run.name)
     with locked(folder):
-        remote = reach_remote(repository(), checkpoints.mirror, local.root)
-        start = find_start(run, local, remote, fresh, adopt)
+        keep, remote = checkpoints.keep, checkpoints.mirror
+        mirror = Mirror(repository(), remote, keep.remote, folder) if remote else None
+        start = find_start(run, local, mirror.remote if mirror else None, fresh, adopt)
         if start and start.checkpoint.run == run.name and is_done(start.checkpoint.state, paths):
             prune(folder, 0)
             start = None
         write_json(folder / PARTS, run.parts)
-        manager = CheckpointManager(folder, checkpoints.keep.local, start_mirror(checkpoints, folder, bool(remote)))
+        manager = CheckpointManager(folder, keep.local, mirror)
         trainer = SpeechTrainer(model, clips, validation, settings, compute, manager, paths.curves)
         trainer.run(start)
         result = finish(trainer, paths)
@@ -114,13 +115,6 @@ def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipD
             raise UserError(f"no clip of {folder} has a label within train.max_label_tokens: raise it")
     write_rows(paths.dropped, Drop, drops)
     return clips[0], clips[1]
-
-
-def start_mirror(checkpoints: Checkpoints, folder: Path, reached: bool) -> Mirror | None:
-    """What copies the run's checkpoints, where a remote is named: it may come up later."""
-    if not checkpoints.mirror:
-        return None
-    return Mirror(repository(), checkpoints.mirror, folder, checkpoints.keep.remote, quiet=not reached)
 
 
 def is_done(state: TrainingState, paths: Paths) -> bool:

@@ -22,7 +22,7 @@ ROWS = {
     "WER, raw text": "wer_raw",
     "CER": "cer",
 }
-EDITS = ("substitutions", "deletions", "insertions")
+EDIT_COUNTS = ("substitutions", "deletions", "insertions")
 NEXT = """
 Next: dvc plots show --open · dvc metrics diff · data/transcripts/tuned.tsv, clip by clip
       dvc exp run -S train.learning_rate=1e-3
@@ -57,7 +57,7 @@ def table(before: Numbers, after: Numbers) -> str:
         if key in after and key in before:
             interval = f"   {after['wer_low']:.1f} to {after['wer_high']:.1f}" if key == "wer" else ""
             lines.append(f"{name:<20}{before[key]:>12.1f}{after[key]:>8.1f}{interval}")
-    edits = ", ".join(f"{kind} {after[kind]}" for kind in EDITS)
+    edits = ", ".join(f"{kind} {after[kind]}" for kind in EDIT_COUNTS)
     lines.append(f"{after['clips']} clips, {after['words']} words: {edits}")
     return "\n".join(lines)
 

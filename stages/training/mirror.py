@@ -18,6 +18,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,8 @@ class RemoteCheckpoints:
                 self.fs.rmdir(self.path(run))
 
 
-def reach_remote(root: Path, name: str | None, store: Path) -> RemoteCheckpoints | None:
-    """The remote with the checkpoints, where one is named and answers; raises UserError where there is no such one."""
-    if not name:
-        return None
+def reach_remote(root: Path, name: str, store: Path) -> RemoteCheckpoints | None:
+    """The remote with the checkpoints, where it answers; raises UserError where there is no such one."""
     try:
         remote = RemoteCheckpoints(root, name, store)
         remote.runs()  # asks it something
@@ -193,18 +192,23 @@ def pack(checkpoint: Path) -> Path:
 
 
 class Mirror:
-    """The process that uploads a run's checkpoints; the training's side of it. quiet: the warning was given already."""
+    """The copies of a run's checkpoints on a remote: those that are there, and the process that uploads new ones.
 
-    def __init__(self, root: Path, remote: str, folder: Path, keep: int, quiet: bool = False):
+    remote: None where it did not answer; the process, begun with the first checkpoint, tries again, and gives no second
+    warning.
+    """
+
+    def __init__(self, root: Path, name: str, keep: int, folder: Path):
+        """Raises UserError where there is no such remote. keep: how many of the run's copies stay there."""
+        self.remote = reach_remote(root, name, folder.parent)
+        self.command = uploader_command(root, name, folder, keep, quiet=not self.remote)
         self.outbox = folder / OUTBOX
         shutil.rmtree(self.outbox, ignore_errors=True)
-        self.outbox.mkdir(parents=True)
-        self.process = subprocess.Popen(
-            uploader_command(root, remote, folder, keep, quiet),
-            stdin=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+
+    @cached_property
+    def process(self) -> "subprocess.Popen[str]":
+        self.outbox.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(self.command, stdin=subprocess.PIPE, text=True, start_new_session=True)
 
     def send(self, checkpoint: Path) -> None:
         """Have a checkpoint copied; one that still waits is overtaken."""
