@@ -144,7 +144,7 @@ def test_a_loss_that_is_no_number_stops_training(trained, tiny, tmp_path):
 
 def test_features_with_other_mels_are_refused(trained, tmp_path):
     wide = write_shards(tmp_path / "wide", {"a": speech(1.0)}, n_mels=128)
-    with pytest.raises(UserError, match=r"128 mel bins, the model hears 80: set featurize\.n_mels: 80"):
+    with pytest.raises(UserError, match=r"128 mel bins, and the model expects 80: set featurize\.n_mels: 80"):
         trained(train_shards=wide)
 
 
