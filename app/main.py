@@ -37,7 +37,7 @@ def main(
 ) -> int:
     """Open a page that turns speech into text, until Ctrl-C.
 
-    MODELS, a Space's folder, has no "Improve it": what people say there would stay nowhere.
+    With --models, as in a Space, there is no "Improve it": what people say there would not be kept.
     """
     os.environ.update(NO_TELEMETRY)
     limit_malloc_arenas()

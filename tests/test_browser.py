@@ -1,7 +1,10 @@
 """The demo as a person meets it, in a real Chromium on its real server."""
 
 import csv
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,8 +23,9 @@ from app.models import Models
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.transcription import Segment, transcribe
-from tests.support.browser import MISSING, chromium, find_browser
+from tests.support.browser import MISSING, Found, chromium, find_browser
 from tests.support.demo import PATIENCE, Demo, babbling_models, connect, long_recording, serve, spoken, until
+from tests.support.material import ROOT
 from tests.support.video import Reply, Site
 from tests.support.video import serve as serve_videos
 
@@ -386,3 +390,32 @@ def test_there_is_no_improving_without_a_folder(models, browser, demo, tmp_path)
         expect(page.get_by_role("tab", name="Transcribe")).to_be_visible()
         expect(page.get_by_role("tab", name="Improve it")).to_have_count(0)
         page.close()
+
+
+# The browser itself
+
+
+def program(path: Path, says: str, status: int = 0) -> None:
+    path.write_text(f"#!/bin/sh\necho '{says}'\nexit {status}\n")
+    path.chmod(0o755)
+
+
+def test_a_browser_counts_where_it_starts_and_sees_the_tests_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program(tmp_path / "chromium", "Chromium 1.2", status=1)
+    program(tmp_path / "chromium-browser", "Chromium 1.2 snap")
+    program(tmp_path / "google-chrome", "Google Chrome 1.2")
+    program(tmp_path / "microsoft-edge", "Microsoft Edge 1.2")
+    assert find_browser() == Found(str(tmp_path / "google-chrome"), "Google Chrome 1.2")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="applications are found wherever PATH leads")
+def test_where_no_browser_can_be_had_the_command_says_so(tmp_path):
+    env = {"PLAYWRIGHT_BROWSERS_PATH": str(tmp_path), "PLAYWRIGHT_DOWNLOAD_HOST": "http://127.0.0.1:9"}
+    env = os.environ | env | {"PATH": str(tmp_path)}  # where there is neither a browser nor apt-get
+    for required, status in (("required", 1), ("", 0)):
+        command = [sys.executable, "-m", "tests.support.browser"]
+        done = subprocess.run(command, env=env | {"VISKA_BROWSER": required}, cwd=ROOT, capture_output=True, text=True)
+        tried, failed, skipped = done.stdout.splitlines()
+        assert tried == "no Chromium or Chrome was found: trying `python -m playwright install chromium`"
+        assert "which failed" in failed and MISSING in skipped and done.returncode == status, done

@@ -106,7 +106,7 @@ def test_nothing_else_is_offered_to_programs(client):
 
 
 def test_readme_example_runs(demo, clips, tmp_path):
-    (code,) = re.findall(r"```python\n(from gradio_client .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(from gradio_client .*?)```", (ROOT / "app/README.md").read_text(), re.DOTALL)
     code = code.replace("http://127.0.0.1:7860", demo.url).replace("speech.mp3", str(clips[1]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -283,8 +283,8 @@ def test_a_hundred_hostile_files_get_a_sentence_or_a_text(demo, client, clips, t
     assert len(files) >= 100
 
     def one(path: Path) -> str | None:
-        try:
-            assert isinstance(client.predict(handle_file(path), api_name="/transcribe")["text"], str)
+        try:  # with a client each: of calls at once through one client, gradio_client may lose one
+            assert isinstance(connect(demo.url).predict(handle_file(path), api_name="/transcribe")["text"], str)
         except AppError as error:
             return str(error)
 
