@@ -31,6 +31,7 @@ if __name__ == "__main__":
 '''
 ENTRIES = ("app.main", "stages.runtime.command")  # what the page imports
 REGISTRY = {"dvc", "dvc_data", "dvc_objects", "gto"}  # what reads a clone's pins; a Space has its one model beside it
+MANUAL = ("README.md", "page.png")  # of the demo's package
 CPU_INDEX = "https://download.pytorch.org/whl/{}"
 
 
@@ -84,8 +85,9 @@ def imported_packages(modules: set[Path]) -> set[str]:
 
 
 def data_files(root: Path) -> set[Path]:
-    """The files of the demo's package that are not modules, such as its style."""
-    return {path for path in (root / PACKAGE).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    """The files that the demo's package needs beside its modules, such as its style; not its manual."""
+    others = (path for path in (root / PACKAGE).rglob("*") if path.is_file() and path.name not in MANUAL)
+    return {path for path in others if path.suffix not in (".py", ".pyc")}
 
 
 def read_constraints(root: Path) -> dict[str, str]:
