@@ -189,7 +189,7 @@ def test_recordings_are_pinned_and_pinned_again_when_they_changed(params, data):
     section = load(params)["download"]["folder"]
     assert section["path"] == "mine"
     assert section["digest"] == folder.recordings_digest(data / "mine") != first
-    apply_values(params, {"download.folder.recordings_digest": first})  # as told, where it is told
+    apply_values(params, {"download.folder.digest": first})  # as told, where it is told
     assert load(params)["download"]["folder"]["digest"] == first
 
 
