@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.tree import Tree
 
+TAGS = "--all-tags"
+
 
 def in_cache(cache: "HashFileDB", oid: str | None) -> bool:
     """Whether the local cache has an object; DVC checks it, and drops one that was changed."""
@@ -30,20 +32,21 @@ def in_cache(cache: "HashFileDB", oid: str | None) -> bool:
     return True
 
 
-def fetch_folder(repo: "Repo", out: "Output", name: str) -> "Tree":
+def fetch_folder(repo: "Repo", out: "Output", name: str, which: str = TAGS) -> "Tree":
     """Have a folder's files in the cache, fetched from its remote where they are missing; returns their list.
 
-    name: what the folder is called in messages. Raises UserError where it is not available.
+    name: what the folder is called in messages; which: the option of `dvc fetch` that would find it too. Raises
+    UserError where it is not available.
     """
     from dvc_data.hashfile.tree import Tree
 
-    fetch_objects(repo, out, name, [out.hash_info])
+    fetch_objects(repo, out, name, [out.hash_info], which)
     tree = Tree.load(repo.cache.local, out.hash_info)
-    fetch_objects(repo, out, name, [info for _, _, info in tree])
+    fetch_objects(repo, out, name, [info for _, _, info in tree], which)
     return tree
 
 
-def fetch_objects(repo: "Repo", out: "Output", name: str, wanted: "Collection[HashInfo]") -> None:
+def fetch_objects(repo: "Repo", out: "Output", name: str, wanted: "Collection[HashInfo]", which: str = TAGS) -> None:
     """Have some of an out's objects in the cache, fetched and verified where they are missing; raises UserError."""
     from dvc.config import NoRemoteError
 
@@ -51,7 +54,7 @@ def fetch_objects(repo: "Repo", out: "Output", name: str, wanted: "Collection[Ha
     if all(in_cache(cache, info.value) for info in wanted):
         return
     remote = out.remote or repo.config["core"].get("remote")
-    then = f"and choose it again, or run `dvc fetch --all-tags {out.def_path}`"
+    then = f"and try again, or run `dvc fetch {which} {out.def_path}`"
     try:
         odb = repo.cloud.get_remote_odb(remote, "fetch")
         odb.verify = True
@@ -61,14 +64,14 @@ def fetch_objects(repo: "Repo", out: "Output", name: str, wanted: "Collection[Ha
     except NoRemoteError:
         raise UserError(
             f"{name} is not in DVC's cache, and there is no default remote to fetch it from: "
-            f"run `dvc remote add --default NAME URL` with the URL of whoever pinned it, {then}"
+            f"run `dvc remote add --default NAME URL` with the URL of whoever made it, {then}"
         ) from None
     except Exception as error:  # a remote's libraries raise anything
         reason = one_line(error)
     if not all(in_cache(cache, info.value) for info in wanted):
         raise UserError(
             f"{name} could not be fetched from the remote {remote} ({reason}): "
-            f"check the connection, have whoever pinned it run `make push`, {then}"
+            f"check the connection, have whoever made it run `make push`, {then}"
         )
 
 
