@@ -5,7 +5,8 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
 
-from stages.asr.model import SpeechModel, best_device, folder_digest, load_model
+from stages.asr.device import best_device
+from stages.asr.model import SpeechModel, folder_digest, load_model
 from stages.runtime.errors import UserError
 from stages.versioning.pins import PublishedFolder, Repository, Version
 

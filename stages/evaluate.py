@@ -8,7 +8,8 @@ import click
 import numpy as np
 
 from stages.asr.decoding import decode
-from stages.asr.model import best_device, check_fit, load_model
+from stages.asr.device import autocast, best_device, explain_out_of_memory, half_precision
+from stages.asr.model import check_fit, load_model
 from stages.asr.scoring import clip_edits, score
 from stages.asr.shards import Entry, Shards
 from stages.asr.text import normalise
@@ -52,16 +53,16 @@ def evaluate(settings: Evaluate, compute: Compute, model: Path, test: Path, resu
     """Decode and score test; returns what ``metrics`` and ``details`` hold.
 
     Clips whose reference has no words cannot be scored: they are counted under ``dropped``. Raises UserError where no
-    other is left, or where the features do not fit the model.
+    other is left, where the features do not fit the model, or where memory runs out.
     """
-    speech, shards = load_model(model, best_device()), Shards(test)
+    device = best_device()
+    speech, shards = load_model(model, device), Shards(test)
     check_fit(speech, shards, test)
-    heard = decode(
-        speech,
-        shards,
-        compute.decode_batch_size,
-        lambda batches, total: ProgressBar(batches, total=total, unit="batch", desc=model.name),
-    )
+    size = compute.decode_batch_size
+    with autocast(device, half_precision(device)), explain_out_of_memory(f"lower compute.decode_batch_size ({size})"):
+        heard = decode(
+            speech, shards, size, lambda of, total: ProgressBar(of, total=total, unit="batch", desc=model.name)
+        )
     pairs = [(entry, text) for entry, text in zip(shards.entries, heard, strict=True) if normalise(entry.text)]
     if not pairs:
         raise UserError(f"no text in {test} holds a word: look into the corpus")

@@ -10,7 +10,8 @@ import click
 
 from stages.asr.batches import ClipDataset
 from stages.asr.clips import Drop, write_rows
-from stages.asr.model import SpeechModel, best_device, check_fit, folder_digest, load_model, save_model
+from stages.asr.device import best_device
+from stages.asr.model import SpeechModel, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
 from stages.runtime.errors import UserError
@@ -39,6 +40,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--adopt", envvar="VISKA_ADOPT", metavar="RUN", help="Go on from another run's checkpoint.")
 def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
     """Fine-tune the base model; keep the weights with the lowest validation WER. Goes on where a run was stopped."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its sums differ; read when CUDA starts
     values = load_params(params)
     paths["checkpoints"] = repository() / paths["checkpoints"]
     result = train(values.train, values.compute, values.checkpoints, Paths(**paths), fresh, adopt)
@@ -76,15 +78,16 @@ def train(
     """Train, and write everything that ``paths`` names; returns what ``metrics`` and ``details`` hold.
 
     fresh: pass over every checkpoint. adopt: the name, or its beginning, of another run to go on from. Raises UserError
-    where the features do not fit the model, no clip is left, the loss leaves the finite numbers, the disk is full, or
-    a checkpoint is there that fits in part only and nobody has said what to do with it.
+    where the features do not fit the model, no clip is left, the loss leaves the finite numbers, the memory or the
+    disk is full, or a checkpoint is there that fits in part only and nobody has said what to do with it.
     """
-    model = load_model(paths.pretrained, best_device(), **regularisation(settings))
+    device = best_device()
+    model = load_model(paths.pretrained, device, **regularisation(settings))
     model.context, model.untrained = settings.context, False
     model.whisper.generation_config.max_length = settings.generation_max_tokens
     clips, validation = load_clips(model, settings, paths)
     shards = [paths.train_shards, paths.validation]
-    run = describe_run(settings.model_dump(mode="json"), shards, folder_digest(paths.pretrained), __name__)
+    run = describe_run(settings.model_dump(mode="json"), shards, folder_digest(paths.pretrained), __name__, device)
     local = LocalCheckpoints(paths.checkpoints)
     folder = local.folder(run.name)
     with locked(folder):

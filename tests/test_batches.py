@@ -14,8 +14,10 @@ from tests.support.material import TEXTS, speech, write_shards
 LENGTHS = [50 * (1 + number * 7 % 40) for number in range(1000)]
 
 
-def batches(epoch: int = 0, seed: int = 1, full_share: float = 0.0, batch_size: int = 8) -> list[list[tuple[int, int]]]:
-    sampler = LengthBucketSampler(LENGTHS, batch_size, 2000, full_share, seed)
+def batches(
+    epoch: int = 0, seed: int = 1, full_share: float = 0.0, batch_size: int = 8, accumulation: int = 1
+) -> list[list[tuple[int, int]]]:
+    sampler = LengthBucketSampler(LENGTHS, batch_size, 2000, full_share, seed, accumulation)
     sampler.set_epoch(epoch)
     result = list(sampler)
     assert len(sampler) == len(result)
@@ -106,6 +108,19 @@ def test_seed_and_epoch_alone_decide_the_order():
     assert all(first != second for first, second in [*pairwise(orders), (orders[0], orders[2])])
     first, second = ({frozenset(number for number, _ in batch) for batch in order} for order in orders[:2])
     assert len(first & second) < 5  # not only the order, the company changes too
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(32, 2), (16, 4), (1, 64)])
+def test_a_step_has_the_same_clips_and_padding_however_it_is_cut_up(batch_size, accumulation):
+    whole = batches(full_share=0.3, batch_size=64)
+    parts = batches(full_share=0.3, batch_size=batch_size, accumulation=accumulation)
+    assert max(map(len, parts)) == batch_size
+    steps = [list(chain.from_iterable(parts[at : at + accumulation])) for at in range(0, len(parts), accumulation)]
+    if accumulation <= 1000 % 64:
+        assert steps == whole
+    else:  # the clips that are left over are too few for a step of so many batches
+        left = min(whole, key=len)
+        assert steps == [step for step in whole if step != left] + [left]
 
 
 def test_the_loader_that_training_prepares_passes_the_epoch_on():

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from stages.asr.decoding import greedy_search
-from stages.asr.model import CONFIG_KEY, best_device, check_fit, folder_digest, load_model, save_model
+from stages.asr.model import CONFIG_KEY, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
 from stages.runtime.errors import UserError
 from tests.support.material import sounds, speech, write_shards
@@ -143,7 +143,3 @@ def test_the_digest_is_of_names_and_content(tmp_path):
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
     assert all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in digests)
-
-
-def test_the_best_device_computes():
-    assert torch.ones(2, device=best_device()).sum().item() == 2

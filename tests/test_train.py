@@ -1,18 +1,28 @@
 """Training on a tiny model: what the settings do, and what is left behind."""
 
 import json
+import os
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import WhisperForConditionalGeneration
+from accelerate.state import AcceleratorState, GradientState
+from transformers import TrainerCallback, WhisperForConditionalGeneration
+from transformers.training_args import ParallelMode
 
+from stages.asr.batches import ClipDataset
 from stages.asr.model import load_model, save_model
+from stages.evaluate import Results, evaluate
 from stages.params import load_params
 from stages.runtime.errors import UserError
-from stages.train import Paths, train
-from tests.support.material import speech, write_params, write_shards
+from stages.train import Paths, main, train
+from stages.training.checkpoints import CheckpointManager
+from stages.training.trainer import SpeechTrainer, regularisation, training_arguments
+from stages.training.trial import largest_batch, random_state_kept
+from tests.support.material import compiled_for_cuda, speech, write_params, write_shards
 
 SHORT = {
     "train.batch_size": 4,
@@ -46,6 +56,24 @@ def trained(tmp_path, tiny, shards_folder):
             details=folder / "details.json",
         )
         return train(params.train, params.compute, params.checkpoints, paths), paths
+
+    return call
+
+
+@pytest.fixture
+def trainer(tmp_path, tiny, shards):
+    """Call with overrides: a trainer on the shared shards."""
+
+    def call(name: str = "run", **overrides) -> SpeechTrainer:
+        folder = tmp_path / name
+        folder.mkdir()
+        values = SHORT | {f"train.{key.replace('__', '.')}": value for key, value in overrides.items()}
+        params = load_params(write_params(folder / "params.yaml", values))
+        model = load_model(tiny, **regularisation(params.train))
+        model.context = params.train.context
+        clips = ClipDataset(shards, model, params.train.max_label_tokens)
+        checkpoints = CheckpointManager(folder / "checkpoints", 1)
+        return SpeechTrainer(model, clips, clips, params.train, params.compute, checkpoints, folder / "curves")
 
     return call
 
@@ -164,3 +192,181 @@ def test_gradients_do_not_depend_on_the_order_of_threads(trained, tiny):
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+class Gradients(TrainerCallback):
+    """The gradient of each step, as the optimizer gets it: (n_weights,) float32."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def on_pre_optimizer_step(self, *_, model, **__):
+        self.steps.append(torch.cat([weights.grad.flatten() for weights in model.parameters()]))
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.1, 1e9], ids=["clipped", "whole"])
+def test_a_step_is_the_mean_over_its_tokens_however_many_batches_it_is_cut_into(trainer, max_grad_norm):
+    """12 clips in steps of 8: the second has 4, of fewer tokens.
+
+    A gradient is a sum over some 250 tokens, and each cut adds them up in another order: a float32 sum of n terms in
+    random order is off by about sqrt(n) 2^-24 of its size, here 9e-7. The curves are written to six digits, and their
+    last one may be off by one; AdamW, which divides by the gradient's own size, adds no more in so few steps.
+    """
+    runs = []
+    for batch_size, accumulation in ((8, 1), (4, 2), (2, 4)):
+        shape = {"batch_size": batch_size, "gradient_accumulation": accumulation, "max_grad_norm": max_grad_norm}
+        run = trainer(f"{batch_size}x{accumulation}", full_context_share=0.5, learning_rate=1e-3, **shape)
+        gradients = Gradients()
+        run.add_callback(gradients)
+        run.run(None)
+        curves = [np.array(rows(path)[1:], float) for path in (run.curves.training, run.curves.validation)]
+        runs.append((gradients.steps, curves))
+    (whole, curves), *others = runs
+    assert len(whole) == 4 and all(step.norm() <= 1.0001 * max_grad_norm for step in whole)
+    for steps, theirs in others:
+        for mine, other in zip(whole, steps, strict=True):
+            assert (mine - other).norm() <= 1e-6 * mine.norm()
+        for mine, other in zip(curves, theirs, strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_validation_is_decoded_in_trainings_precision(trainer, precision):
+    run = trainer(precision=precision)
+    seen = set()
+    for part in (run.model.model.encoder, run.model.model.decoder):
+        part.layers[0].fc1.register_forward_hook(lambda module, _, output: seen.add((module.training, output.dtype)))
+    run.run(None)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert seen == {(True, dtype), (False, dtype)}
+
+
+def test_a_torch_for_cuda_trains_and_evaluates_on_the_processor_where_there_is_no_gpu(trained, monkeypatch):
+    compiled_for_cuda(monkeypatch)
+    metrics, paths = trained()
+    assert metrics["steps"] == 4
+    results = Results(*(paths.tuned.parent / name for name in ("heard.tsv", "tables", "scores.json", "counts.json")))
+    params = load_params(paths.tuned.parent / "params.yaml")
+    assert evaluate(params.evaluate, params.compute, paths.tuned, paths.validation, results)["clips"] == 12
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Have torch and transformers believe in two GPUs that no tensor reaches."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    yield torch.device("cuda")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_one_process_uses_one_gpu(two_gpus, tmp_path):
+    params = load_params(write_params(tmp_path / "params.yaml", SHORT))
+    arguments = training_arguments(params.train, params.compute, tmp_path, two_gpus)
+    assert arguments.device == torch.device("cuda:0")
+    assert arguments.parallel_mode == ParallelMode.NOT_PARALLEL
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, params.train.batch_size)
+
+
+def overflow(frames: int, clips: int, training: bool):
+    """A hook on the encoder of a device whose memory is too small for such a batch."""
+
+    def hook(module, inputs):
+        if module.training == training and inputs[0].shape[0] >= clips and inputs[0].shape[2] >= frames:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    return hook
+
+
+def test_a_gpu_that_is_too_small_is_reported_before_the_first_step(trainer):
+    run = trainer()
+    run.untried = True
+    run.model.model.encoder.register_forward_pre_hook(overflow(200, 4, training=True))
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    with pytest.raises(UserError) as refusal:
+        run.run(None)
+    assert str(refusal.value) == (
+        "the memory of the GPU ran out: lower train.batch_size (4) and raise train.gradient_accumulation (1) by the "
+        "same factor, or set train.gradient_checkpointing: true, or set train.full_context_share: 0 (now 0.1)"
+    )
+    assert run.state.global_step == 0
+    assert all(torch.equal(before[name], value) for name, value in run.model.state_dict().items())
+
+
+def test_memory_that_runs_out_later_names_only_what_is_left_to_lower(trainer):
+    run = trainer(gradient_checkpointing=True, full_context_share=0.0, batch_size=1)
+    run.model.model.encoder.register_forward_pre_hook(overflow(50, 1, training=True))
+    with pytest.raises(UserError, match=r"ran out: train a smaller model, whisper\.base$"):
+        run.run(None)
+
+
+def test_memory_that_runs_out_in_validation_is_the_decoders(trainer):
+    run = trainer()
+    run.model.model.encoder.register_forward_pre_hook(overflow(50, 5, training=False))
+    with pytest.raises(UserError, match=r"ran out: lower compute\.decode_batch_size \(32\)$"):
+        run.run(None)
+
+
+def test_the_trial_changes_no_byte_of_a_run(trainer):
+    """Neither weights nor random states: dropout draws from torch's, layer dropping too, masks from numpy's."""
+    results = []
+    for untried in (False, True):
+        run = trainer(f"trial-{untried}", dropout=0.1, layerdrop=0.3, spec_augment__time_prob=0.2, batch_size=5)
+        run.untried = untried
+        sizes = []
+        run.model.model.encoder.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(inputs[0].shape))
+        run.run(None)
+        results.append((run.weights(), run.curves.training.read_bytes(), run.curves.validation.read_bytes(), sizes))
+    (mine, *curves, without), (theirs, *other_curves, tried) = results
+    assert curves == other_curves and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert tried == [(5, 80, 200), *without]
+
+
+def test_no_batch_is_larger_than_the_one_that_is_tried(trainer):
+    for context, full_share in (("clip", 0.0), ("clip", 0.3), ("full", 0.0)):
+        run = trainer(f"{context}-{full_share}", context=context, full_context_share=full_share)
+        largest = largest_batch(run.clips, run.settings, run.speech_model.window)
+        for batch in run.get_train_dataloader():
+            for name, values in batch.items():
+                assert all(a <= b for a, b in zip(values.shape, largest[name].shape, strict=True))
+
+
+def test_an_operation_without_a_deterministic_way_is_said_and_then_allowed(trainer, capsys):
+    run = trainer()
+    run.untried = True
+
+    def hook(*_):
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError("x_cuda does not have a deterministic implementation")
+
+    run.model.model.encoder.register_forward_pre_hook(hook)
+    run.add_callback(Strict())
+    run.run(None)
+    assert run.state.global_step == 4
+    assert "may not give the same bytes: x_cuda does not have" in capsys.readouterr().err
+
+
+class Strict(TrainerCallback):
+    """What training on a GPU asks of torch."""
+
+    def on_train_begin(self, *_, **__):
+        torch.use_deterministic_algorithms(True)
+
+
+def test_every_random_state_is_kept():
+    def draw() -> list[float]:
+        return [random.random(), np.random.rand(), torch.rand([]).item()]
+
+    torch.manual_seed(1)
+    with random_state_kept(torch.device("cpu")):
+        inside = draw()
+    assert draw() == inside
+
+
+def test_the_command_has_cublas_add_up_in_one_order(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with pytest.raises(UserError, match="is missing"):
+        main.callback(tmp_path / "params.yaml", fresh=False, adopt=None)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

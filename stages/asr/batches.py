@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from stages.asr.model import SpeechModel
 from stages.asr.shards import Shards
 
 IGNORED = -100  # label of a position without loss, as torch's cross-entropy has it
-MEGA_BATCH = 50  # batches whose clips are sorted together: enough to match lengths, few enough to stay random
+MEGA_BATCH = 50  # steps whose clips are sorted together: enough to match lengths, few enough to stay random
 
 BatchItem = tuple[int, int]  # a clip's number, and the frames that its batch is padded to
 
@@ -71,30 +72,41 @@ def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
 class LengthBucketSampler(Sampler[list[BatchItem]]):
     """Batches of clips of like length, in an order that seed and epoch alone decide.
 
-    Of the batches a share, drawn at random, is padded to the full window, so that the model goes on to understand it:
-    transformers' own pipeline knows no other. Each epoch is another order; ``set_epoch`` says which.
+    Each ``accumulation`` batches that follow one another are one optimizer step, and its clips and their padding depend
+    on the product of batch_size and accumulation alone. Of the steps a share, drawn at random, is padded to the full
+    window, so that the model goes on to understand it: transformers' own pipeline knows no other. Each epoch is another
+    order; ``set_epoch`` says which.
     """
 
-    def __init__(self, frames: list[int], batch_size: int, window: int, full_share: float, seed: int):
+    def __init__(
+        self, frames: list[int], batch_size: int, window: int, full_share: float, seed: int, accumulation: int = 1
+    ):
         self.lengths, self.batch_size, self.window = frames, batch_size, window
         self.full_share, self.seed, self.epoch = full_share, seed, 0
+        self.accumulation = accumulation
         self.drop_last = False
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        steps, rest = divmod(len(self.lengths), self.batch_size * self.accumulation)
+        return steps * self.accumulation + min(rest, self.accumulation)
 
     def __iter__(self) -> Iterator[list[BatchItem]]:
         order = random.Random(f"{self.seed} {self.epoch}")
         numbers = order.sample(range(len(self.lengths)), len(self.lengths))
-        batches = []
-        for start in range(0, len(numbers), MEGA_BATCH * self.batch_size):
-            mega_batch = sorted(numbers[start : start + MEGA_BATCH * self.batch_size], key=self.lengths.__getitem__)
-            batches += [mega_batch[at : at + self.batch_size] for at in range(0, len(mega_batch), self.batch_size)]
-        order.shuffle(batches)
-        for batch in batches:
-            longest = max(self.lengths[number] for number in batch)
-            frames = self.window if order.random() < self.full_share else min(longest, self.window)
-            yield [(number, frames) for number in batch]
+        size = self.batch_size * self.accumulation
+        steps = []
+        for start in range(0, len(numbers), MEGA_BATCH * size):
+            mega_batch = sorted(numbers[start : start + MEGA_BATCH * size], key=self.lengths.__getitem__)
+            steps += [mega_batch[at : at + size] for at in range(0, len(mega_batch), size)]
+        order.shuffle(steps)
+        full = [order.random() < self.full_share for _ in steps]
+        whole_first = sorted(zip(steps, full, strict=True), key=lambda entry: len(entry[0]) < self.accumulation)
+        for step, at_full_window in whole_first:  # one of too few clips for all its batches is the epoch's last
+            longest = max(self.lengths[number] for number in step)
+            frames = self.window if at_full_window else min(longest, self.window)
+            batches = min(len(step), self.accumulation)
+            for start, end in pairwise(len(step) * at // batches for at in range(batches + 1)):
+                yield [(number, frames) for number in step[start:end]]

@@ -110,8 +110,3 @@ def check_fit(model: SpeechModel, shards: Shards, folder: Path) -> None:
 def folder_digest(folder: Path) -> str:
     """SHA-256 over a model folder's files, by name: 64 hex digits."""
     return files_digest({path.name: path for path in Path(folder).iterdir() if path.is_file()})
-
-
-def best_device() -> torch.device:
-    """The accelerator where there is one."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -52,10 +52,8 @@ def short_name(run: str) -> str:
     return run[:6]
 
 
-def describe_run(params: dict[str, Any], shards: list[Path], base: str, module: str) -> Run:
-    """The run of these settings, shard folders, base model's digest and training module on this machine."""
-    device = torch.accelerator.current_accelerator()
-    machine = torch.cuda.get_device_name() if device and device.type == "cuda" else processor()
+def describe_run(params: dict[str, Any], shards: list[Path], base: str, module: str, device: torch.device) -> Run:
+    """The run of these settings, shard folders, base model's digest and training module on this device."""
     return Run(
         {
             "params": params,
@@ -63,13 +61,20 @@ def describe_run(params: dict[str, Any], shards: list[Path], base: str, module: 
             "base": {"digest": base},
             "code": {name: file_digest(path) for name, path in reached_modules(module, BY_VALUE).items()},
             "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-            "machine": {
-                "processor": machine,
-                "instructions": torch.backends.cpu.get_cpu_capability(),
-                "threads": torch.get_num_threads(),
-            },
+            "machine": describe_machine(device),
         }
     )
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What of a machine shapes a result: an accelerator's kind, whatever the processor beside it, or the processor."""
+    if device.type != "cpu":
+        return {"accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
+    return {
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def zips(folder: Path) -> list[Path]:

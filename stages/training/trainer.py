@@ -14,15 +14,18 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from stages.asr.batches import IGNORED, ClipDataset, LengthBucketSampler, collate
 from stages.asr.decoding import decode
-from stages.asr.model import SpeechModel, best_device
+from stages.asr.device import explain_out_of_memory
+from stages.asr.model import SpeechModel
 from stages.asr.scoring import wer
 from stages.params import Compute, Train
-from stages.runtime.progress import note
+from stages.runtime.errors import one_line
+from stages.runtime.progress import note, warn
 from stages.training.checkpoints import BEST, CheckpointManager, TrainingState
 from stages.training.curves import Curves
 from stages.training.parent import Parent
 from stages.training.resume import Start
 from stages.training.run import short_name
+from stages.training.trial import largest_batch, memory_remedy, random_state_kept
 
 
 class SpeechTrainer(Seq2SeqTrainer):
@@ -48,9 +51,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.curves = Curves(curves, self.parent)
         self.best_wer, self.best_step, self.best_weights = math.inf, 0, dict[str, torch.Tensor]()
         self.adopted: dict[str, Any] | None = None
+        device = speech_model.whisper.device
+        self.untried = device.type != "cpu"  # there memory gives way to the disk, and a trial would cost time
         super().__init__(
             model=speech_model.whisper,
-            args=training_arguments(settings, compute, checkpoints.folder),
+            args=training_arguments(settings, compute, checkpoints.folder, device),
             train_dataset=clips,
             eval_dataset=validation,
             data_collator=collate,
@@ -59,10 +64,16 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.remove_callback(PrinterCallback)
 
     def run(self, start: Start | None) -> None:
-        """Train to the end, from a checkpoint where there is one."""
-        # Else several threads add up the gradient of the position embeddings in whatever order they come.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        """Train to the end, from a checkpoint where there is one; raises UserError where memory runs out."""
+        # Else several threads add up the gradient of the position embeddings in whatever order they come. On a GPU a
+        # mere warning would leave attention's gradient to chance (ATen's attention_backward.cu).
+        torch.use_deterministic_algorithms(True, warn_only=self.args.device.type != "cuda")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by a property
+        with explain_out_of_memory(memory_remedy(self.settings)):
+            self.train_from(start)
+
+    def train_from(self, start: Start | None) -> None:
+        """Train to the end from where ``start`` says."""
         if start is None:
             self.train()
             return
@@ -83,8 +94,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         """Optimizer steps of the whole run."""
         if self.settings.max_steps:
             return self.settings.max_steps
-        batches = -(-len(self.clips) // self.settings.batch_size)
-        an_epoch = -(-batches // self.settings.gradient_accumulation)
+        an_epoch = -(-len(self.clips) // (self.settings.batch_size * self.settings.gradient_accumulation))
         return math.ceil((self.settings.epochs or 0) * an_epoch)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -94,6 +104,7 @@ class SpeechTrainer(Seq2SeqTrainer):
             self.speech_model.window,
             1.0 if self.settings.context == "full" else self.settings.full_context_share,
             self.settings.seed,
+            self.settings.gradient_accumulation,
         )
         workers = self.compute.loader_workers
         loader: DataLoader[Any] = self.accelerator.prepare(
@@ -101,12 +112,69 @@ class SpeechTrainer(Seq2SeqTrainer):
         )
         return loader
 
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        if self.untried:
+            self.untried = False
+            self.try_largest_batch(model)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def try_largest_batch(self, model: torch.nn.Module) -> None:
+        """Have memory run out now if it ever will in training; changes neither weights nor random states.
+
+        Where the device has no deterministic way to compute a step, says so, and has the run go on without.
+        """
+        refusal = None
+        with random_state_kept(self.args.device):
+            try:
+                self.trial_step(model)
+            except RuntimeError as error:
+                if "deterministic" not in str(error):
+                    raise
+                refusal = one_line(error)
+            if refusal:  # no earlier: the error holds on to the step's memory
+                warn(f"another run may not give the same bytes: {refusal}")
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                self.trial_step(model)
+
+    def trial_step(self, model: torch.nn.Module) -> None:
+        """The gradient of the largest batch, beside what the optimizer will hold, and all of it thrown away."""
+        assert self.optimizer is not None
+        moments = [] if self.optimizer.state else [torch.empty_like(weights) for weights in [*model.parameters()] * 2]
+        batch = largest_batch(self.clips, self.settings, self.speech_model.window)
+        super().training_step(model, batch, (batch["labels"] != IGNORED).sum().to(self.args.device))
+        del moments
+        model.zero_grad()
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """A batch's part of its optimizer step's loss, the mean over all label tokens of the step's batches.
+
+        transformers passes the step's count of tokens on to the model, and Whisper pays no heed to it.
+        """
+        assert num_items_in_batch is not None and not return_outputs
+        mean = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        assert isinstance(mean, torch.Tensor)
+        share: torch.Tensor = (inputs["labels"] != IGNORED).sum() / num_items_in_batch
+        return mean * share  # in this order: a step of one batch has a share of exactly 1
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Loss a token and WER on validation; keeps the weights of the lowest WER, and stops when patience is spent."""
+        """Loss a token and WER on validation; keeps the weights of the lowest WER, and stops when patience is spent.
+
+        Computed in training's precision; raises UserError where memory runs out.
+        """
         self.speech_model.whisper.train(False)
-        with torch.inference_mode(), self.compute_loss_context_manager():
-            loss = validation_loss(self.speech_model, self.validation, self.compute.decode_batch_size)
-            hypotheses = decode(self.speech_model, self.validation.shards, self.compute.decode_batch_size)
+        size = self.compute.decode_batch_size
+        remedy = explain_out_of_memory(f"lower compute.decode_batch_size ({size})")
+        with remedy, torch.inference_mode(), self.accelerator.autocast():
+            loss = validation_loss(self.speech_model, self.validation, size)
+            hypotheses = decode(self.speech_model, self.validation.shards, size)
         rate = wer([entry.text for entry in self.validation.shards.entries], hypotheses)
         if rate < self.best_wer:
             self.best_wer, self.best_step = rate, self.state.global_step
@@ -183,9 +251,11 @@ def regularisation(settings: Train) -> dict[str, float]:
     }
 
 
-def training_arguments(settings: Train, compute: Compute, folder: Path) -> Seq2SeqTrainingArguments:
+def training_arguments(
+    settings: Train, compute: Compute, folder: Path, device: torch.device
+) -> Seq2SeqTrainingArguments:
     """Our settings in transformers' words."""
-    return Seq2SeqTrainingArguments(
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(folder),
         seed=settings.seed,
         per_device_train_batch_size=settings.batch_size,
@@ -208,10 +278,12 @@ def training_arguments(settings: Train, compute: Compute, folder: Path) -> Seq2S
         save_steps=settings.save_every,
         dataloader_num_workers=compute.loader_workers,
         remove_unused_columns=False,
-        use_cpu=best_device().type == "cpu",
+        use_cpu=device.type == "cpu",
         report_to="none",
         disable_tqdm=True,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several in one process are DataParallel: slower, and never in half
+    return arguments
 
 
 @torch.inference_mode()

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
+import torch
 from ruamel.yaml import YAML
 
 from stages.asr.clips import Clip, write_clips
@@ -91,3 +93,9 @@ def allow(model: SpeechModel, tokens: set[int]) -> None:
     """Let a model say these tokens alone."""
     config = model.whisper.generation_config
     config.suppress_tokens = [token for token in range(len(model.tokenizer)) if token not in tokens]
+
+
+def compiled_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have torch believe that it was compiled for CUDA, as PyPI's is for Linux, whatever hardware there is."""
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
