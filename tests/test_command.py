@@ -1,8 +1,10 @@
 import errno
+import os
 import signal
 
 import pytest
 
+from stages.__main__ import SHARING, share_cores
 from stages.runtime.command import report_error
 from tests.support.material import speech, write_raw
 from tests.support.process import Stage
@@ -111,3 +113,12 @@ def test_a_lack_of_permission_is_one_line(capsys):
     assert capsys.readouterr().err.splitlines() == [
         "Error: recordings/a.wav: permission denied: let this user read and write it (chmod, chown)"
     ]
+
+
+def test_a_stage_shares_the_cores_unless_the_user_says_otherwise(monkeypatch):
+    for name in SHARING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    share_cores()
+    assert {name: os.environ[name] for name in SHARING} == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+    monkeypatch.delenv("OMP_WAIT_POLICY")  # which share_cores set, not the fixture
