@@ -26,7 +26,7 @@ EDIT_COUNTS = ("substitutions", "deletions", "insertions")
 NEXT = """
 Next: dvc plots show --open · dvc metrics diff · data/transcripts/tuned.tsv, clip by clip
       dvc exp run -S train.learning_rate=1e-3
-      dvc exp show --only-changed --keep wer --drop 'Created|Exec|cer|best|val|.*/'"""
+      dvc exp show --only-changed --keep wer --drop 'Created|State|Exec|cer|best|val|.*/'"""
 
 
 @click.command()
