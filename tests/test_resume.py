@@ -124,3 +124,13 @@ def test_a_run_of_other_code_is_adopted_when_told_to_and_recorded(place):
     assert json.loads((place / "adopt/details.json").read_text())["adopted"] == {"run": "012345", "differs": ["code"]}
     assert (place / "adopt/tuned/model.safetensors").read_bytes() == results(place, "whole")["tuned/model.safetensors"]
     assert other.exists()
+
+
+def test_a_fresh_start_passes_over_the_checkpoints(place):
+    process = start(place, "fresh")
+    wait_for(process, lambda: newest(place / "fresh") >= 8)
+    process.kill()
+    process.wait()
+    assert start(place, "fresh", VISKA_FRESH="1").wait() == 0
+    assert "resuming run" not in (place / "fresh/log").read_text()
+    assert results(place, "fresh") == results(place, "whole")
