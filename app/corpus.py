@@ -70,9 +70,9 @@ def save_clip(folder: Path, audio: Path, text: str, speaker: str, source: str, c
     text = validated_text(text)
     check_audio(audio)
     try:
-        read_table(folder)  # which refuses somebody's own corpus before anything is made in it
+        read_recordings(folder)  # which refuses somebody's own corpus before anything is made in it
         with lock_folder(folder):
-            rows = read_table(folder)
+            rows = read_recordings(folder)
             name = f"clips/{uuid.uuid4().hex}{suffix(audio.name)}"
             copy_aside(audio, folder / name)
             rows.append([name, text, speaker, source, clean_line(consent)])
@@ -87,7 +87,7 @@ def save_clip(folder: Path, audio: Path, text: str, speaker: str, source: str, c
 
 def sentences_to_read(folder: Path, language: str, speaker: str) -> list[str]:
     """Sentences to read aloud, those first that this speaker, and then that anyone, has read least often."""
-    rows = [(text, reader) for _, text, reader, *_ in read_table(folder)]
+    rows = [(text, reader) for _, text, reader, *_ in read_recordings(folder)]
     read, read_here = Counter(text for text, _ in rows), Counter(text for text, reader in rows if reader == speaker)
     return sorted(SENTENCES.get(language, ()), key=lambda text: (read_here[text], read[text]))
 
@@ -134,7 +134,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def read_table(folder: Path) -> list[list[str]]:
+def read_recordings(folder: Path) -> list[list[str]]:
     """The table's rows, none where there is no table yet.
 
     Raises UserError where the folder holds another corpus, or the table was changed in a way that loses clips.

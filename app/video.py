@@ -38,7 +38,7 @@ NOT_IDS = ("videoseries", "live_stream")  # which are as long as an id, in embed
 JAVASCRIPT_RUNTIMES = ("deno", "node", "quickjs")
 SOCKET_SECONDS = 15  # without a byte after which a connection is given up
 
-ADVICE = "download it where you can play it, and drop the file here"
+DROP_THE_FILE = "download it where you can play it, and drop the file here"
 NO_ADDRESS = (
     "This is not the address of a YouTube video: paste one such as https://www.youtube.com/watch?v=…, or drop a file"
     " here"
@@ -180,8 +180,8 @@ def failure_reason(log: "DownloadLog") -> str:
         said = " ".join(log.warned).lower()
     for pattern, reason in FAILURES.items():
         if re.search(pattern, said):
-            return f"{reason}: {ADVICE}"
-    return f"{NO_AUDIO if javascript_runtimes() else NO_RUNTIME}, or {ADVICE}"
+            return f"{reason}: {DROP_THE_FILE}"
+    return f"{NO_AUDIO if javascript_runtimes() else NO_RUNTIME}, or {DROP_THE_FILE}"
 
 
 class DownloadLog:
@@ -228,7 +228,7 @@ class DownloadLimits:
         """Check the time left and tell progress: before each request, and after each block."""
         with aborting():
             if time.monotonic() > self.deadline:
-                raise UserError(f"The video did not arrive within {self.timeout:.0f} s: {ADVICE}")
+                raise UserError(f"The video did not arrive within {self.timeout:.0f} s: {DROP_THE_FILE}")
             self.progress(self.share)
 
     def check_info(self, info: dict, *, incomplete: bool) -> None:

@@ -148,8 +148,8 @@ def test_other_processes_wait_too(folder, params, save, tmp_path):
         for _ in range(20):
             save(1)
     assert process.returncode == 0
-    assert [row[1] for row in corpus.read_table(folder)].count("Mening 9.") == 20
-    assert len(corpus.read_table(folder)) == len(list((folder / "clips").iterdir())) == 40
+    assert [row[1] for row in corpus.read_recordings(folder)].count("Mening 9.") == 20
+    assert len(corpus.read_recordings(folder)) == len(list((folder / "clips").iterdir())) == 40
 
 
 def test_audio_is_kept_as_it_came(folder, save, tmp_path):
@@ -158,7 +158,7 @@ def test_audio_is_kept_as_it_came(folder, save, tmp_path):
     record_with_ffmpeg(tmp_path / "C.M4A", 3, "aac", 44_100, 2)
     for name in ("a.wav", "b.webm", "C.M4A"):
         save(audio=tmp_path / name)
-    kept = [folder / row[0] for row in corpus.read_table(folder)]
+    kept = [folder / row[0] for row in corpus.read_recordings(folder)]
     assert [path.suffix for path in kept] == [".wav", ".webm", ".m4a"]
     assert [path.read_bytes() for path in kept] == [
         (tmp_path / name).read_bytes() for name in ("a.wav", "b.webm", "C.M4A")

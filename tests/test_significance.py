@@ -103,7 +103,7 @@ def test_the_same_seed_draws_the_same_whatever_the_columns(counts):
 
 def test_draws_in_blocks_fill_every_sample(monkeypatch, counts):
     """Every sample has as many units as there are."""
-    monkeypatch.setattr("stages.asr.significance.BLOCK", 7 * CLIPS)
+    monkeypatch.setattr("stages.asr.significance.MAX_DRAWN", 7 * CLIPS)
     assert (resampled_sums(np.ones((CLIPS, 1), int), 50, 1) == CLIPS).all()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LEVEL = 0.05  # p below it is called significant; the intervals are those of 1 - LEVEL
-BLOCK = 2**21  # units drawn at once: what bounds the memory, about 100 MB
+MAX_DRAWN = 2**21  # units drawn at once: what bounds the memory, about 100 MB
 
 
 def group_sums(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
@@ -34,7 +34,7 @@ def resampled_sums(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
     units = len(values)
     rng, weights = np.random.default_rng(seed), values.astype(float)
     sums = np.empty((samples, values.shape[1]))
-    step = max(1, BLOCK // units)
+    step = max(1, MAX_DRAWN // units)
     for start in range(0, samples, step):
         rows = min(step, samples - start)
         drawn = rng.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]

@@ -160,24 +160,24 @@ def tracked_file(repo: "Repo", revision: Revision, path: str) -> Path:
     workspace's own. Raises UserError where it is not available."""
     if not revision.commit and (own := Path(repo.root_dir, path)).is_file():
         return own
-    out = find_out(repo, revision, path)
+    out = find_output(repo, revision, path)
     fetch_objects(repo, out, f"{path} of {revision.name}", [out.hash_info], COMMITS)
     return Path(repo.cache.local.oid_to_path(out.hash_info.value))
 
 
 def tracked_folder(repo: "Repo", revision: Revision, path: str) -> dict[str, Path]:
     """The files of a folder that DVC tracks at a revision, by their names within it, as ``tracked_file`` has one."""
-    out = find_out(repo, revision, path)
+    out = find_output(repo, revision, path)
     cache, tree = repo.cache.local, fetch_folder(repo, out, f"{path} of {revision.name}", COMMITS)
     return {"/".join(names): Path(cache.oid_to_path(info.value)) for names, _, info in tree}
 
 
 def is_cached(repo: "Repo", revision: Revision, path: str) -> bool:
     """Whether the list of a folder's files is in the cache, as it is where the folder was made or fetched here."""
-    return in_cache(repo.cache.local, find_out(repo, revision, path).hash_info.value)
+    return in_cache(repo.cache.local, find_output(repo, revision, path).hash_info.value)
 
 
-def find_out(repo: "Repo", revision: Revision, path: str) -> "Output":
+def find_output(repo: "Repo", revision: Revision, path: str) -> "Output":
     """An out as a revision has it; raises UserError where DVC tracks none of that path, or no run made it."""
     from dvc.exceptions import DvcException
     from dvc.scm import RevError

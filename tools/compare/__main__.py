@@ -36,7 +36,7 @@ def main(names: tuple[str, ...], model: str, as_json: bool, allowed: float | Non
     Without B the workspace is compared with A.
     """
     from tools.compare.differences import compare  # seconds to import
-    from tools.compare.tables import render
+    from tools.compare.tables import render_tables
     from tools.compare.transcripts import load_systems
 
     if len(names) > MOST:
@@ -47,7 +47,7 @@ def main(names: tuple[str, ...], model: str, as_json: bool, allowed: float | Non
     if as_json:
         click.echo(json_text({"model": model, **asdict(result), "notes": notes}), nl=False)
     else:
-        click.echo(render(result, model))
+        click.echo(render_tables(result, model))
         for line in notes:
             note(f"note: {line}")
     if allowed is not None and (failures := result.worse_than(allowed)):

@@ -14,7 +14,7 @@ from tools.compare.transcripts import System, TestSet
 VOICES = {"yes": "known voices", "no": "new voices"}
 
 Interval = tuple[float, float]
-Changes = dict[str, tuple[Any, Any]]  # A's value and B's, None where it has none
+ValueChanges = dict[str, tuple[Any, Any]]  # A's value and B's, None where it has none
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Comparison:
     equal: int
     most_better: list[Sentence]
     most_worse: list[Sentence]
-    params: Changes
-    data: Changes
-    code: Changes
+    params: ValueChanges
+    data: ValueChanges
+    code: ValueChanges
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ def compare(systems: list[System], test: TestSet, samples: int, seed: int, sente
         seed=seed,
         revisions=scores,
         comparisons=comparisons,
-        lengths=grouped([f"{int(s):02}–{int(s) + 1:02} s" for s in test.seconds or []], words, sizes[:, 0]),
-        voices=grouped([VOICES.get(known, "unknown") for known in test.known or []], words, sizes[:, 0]),
-        speakers=grouped(test.speakers or [], words, sizes[:, 0]),
+        lengths=rates_by_group([f"{int(s):02}–{int(s) + 1:02} s" for s in test.seconds or []], words, sizes[:, 0]),
+        voices=rates_by_group([VOICES.get(known, "unknown") for known in test.known or []], words, sizes[:, 0]),
+        speakers=rates_by_group(test.speakers or [], words, sizes[:, 0]),
     )
 
 
@@ -195,7 +195,7 @@ def character_edits(references: list[str], hypotheses: list[str]) -> np.ndarray:
     )
 
 
-def grouped(keys: list[str], edits: np.ndarray, words: np.ndarray) -> list[Group]:
+def rates_by_group(keys: list[str], edits: np.ndarray, words: np.ndarray) -> list[Group]:
     """Every system's WER on each group of clips, by name; edits: (n_clips, n_systems) int, words: (n_clips,) int."""
     if not keys:
         return []
@@ -221,7 +221,7 @@ def most_changed(base: System, other: System, test: TestSet, edits: np.ndarray, 
     ]
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> ValueChanges:
     """What differs between two mappings, by key."""
     keys = sorted(before.keys() | after.keys())
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}

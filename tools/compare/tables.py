@@ -10,7 +10,7 @@ import click
 import jiwer
 import numpy as np
 
-from tools.compare.differences import Changes, Comparison, Difference, Group, Result, Sentence
+from tools.compare.differences import Comparison, Difference, Group, Result, Sentence, ValueChanges
 
 WIDTH = 100
 FEW = 20  # speakers: cluster bootstraps need more (Cameron, Gelbach and Miller 2008)
@@ -19,7 +19,7 @@ LISTED = 12  # params, data or modules that differ
 EDIT = re.compile(r"\[[^\]]*→[^\]]*\]")
 
 
-def render(result: Result, model: str) -> str:
+def render_tables(result: Result, model: str) -> str:
     """All of it: who is compared, the differences, then where they lie and what may have caused them."""
     letters = string.ascii_uppercase[: len(result.revisions)]
     parts = [
@@ -161,7 +161,7 @@ def origins(other: Comparison, letter: str) -> str:
     return "\n".join(lines if len(lines) > 1 else [f"{lines[0]}: nothing"])
 
 
-def listed(kind: str, found: Changes, show: Callable[[Any], str]) -> list[str]:
+def listed(kind: str, found: ValueChanges, show: Callable[[Any], str]) -> list[str]:
     rows: list[str] = []
     for key, (before, after) in list(found.items())[:LISTED]:
         text = f"{crop(show(before), 26)} → {crop(show(after), 26)}"

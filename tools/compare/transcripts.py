@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TRANSCRIPTS, STAGE, FEATURES = "data/transcripts/{}.tsv", "evaluate@{}", "data/features/test"
 NAMED = 5  # clips in a message
 
-Texts = dict[str, tuple[str, str]]  # what was said and what was heard, by clip
+ClipTexts = dict[str, tuple[str, str]]  # what was said and what was heard, by clip
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def load_systems(root: Path, names: tuple[str, ...], model: str) -> tuple[list[S
     return systems, TestSet(clips, references, speakers, known, seconds), notes
 
 
-def read_transcripts(path: Path, name: str) -> Texts:
+def read_transcripts(path: Path, name: str) -> ClipTexts:
     """The table that evaluate writes; name: what it is called in messages. Raises UserError where it is no such."""
     with path.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -112,7 +112,7 @@ def read_transcripts(path: Path, name: str) -> Texts:
     return {row["clip"]: (row["reference"], row["hypothesis"]) for row in rows}
 
 
-def check_same_clips(name: str, texts: Texts, other_name: str, others: Texts) -> None:
+def check_same_clips(name: str, texts: ClipTexts, other_name: str, others: ClipTexts) -> None:
     """Raise UserError where two transcripts are of other clips, or of clips with another text."""
     changed = [clip for clip in texts if clip in others and texts[clip][0] != others[clip][0]]
     kinds = {
