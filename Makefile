@@ -41,5 +41,5 @@ bench: $(VENV)
 
 $(VENV): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[app,test]'
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[app,experiments,test]'
 	@touch $@
