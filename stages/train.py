@@ -18,6 +18,7 @@ from stages.runtime.errors import UserError
 from stages.runtime.files import json_text, write_json
 from stages.training.checkpoints import PARTS, CheckpointManager, LocalCheckpoints, TrainingState, locked, prune
 from stages.training.mirror import Mirror
+from stages.training.pruning import remove_stale_results
 from stages.training.resume import find_start, is_recorded
 from stages.training.run import describe_run
 from stages.training.trainer import SpeechTrainer, regularisation
@@ -42,6 +43,7 @@ def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
     """Fine-tune the base model; keep the weights with the lowest validation WER. Goes on where a run was stopped."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its sums differ; read when CUDA starts
     values = load_params(params)
+    remove_stale_results(repository())
     paths["checkpoints"] = repository() / paths["checkpoints"]
     result = train(values.train, values.compute, values.checkpoints, Paths(**paths), fresh, adopt)
     click.echo(f"validation WER {result['validation_wer']:.1f} % at step {result['best_step']} of {result['steps']}")
@@ -126,9 +128,10 @@ def is_done(state: TrainingState, paths: Paths) -> bool:
 
 
 def compared(state: TrainingState) -> dict[str, float]:
-    """What people compare of a run in this state."""
+    """What people compare of a run in this state; of one that a sweep stopped early, the step too."""
     assert state.best_wer is not None
-    return {"validation_wer": round(state.best_wer, 2), "best_step": state.best_step}
+    scores = {"validation_wer": round(state.best_wer, 2), "best_step": state.best_step}
+    return scores | ({"pruned": state.step} if state.pruned else {})
 
 
 def finish(trainer: SpeechTrainer, paths: Paths) -> dict[str, Any]:
@@ -141,6 +144,7 @@ def finish(trainer: SpeechTrainer, paths: Paths) -> dict[str, Any]:
     dropped = len(paths.dropped.read_text(encoding="utf-8").splitlines()) - 1
     details = {"steps": state.step, "dropped": {"label too long": dropped} if dropped else {}}
     details |= {"adopted": state.adopted} if state.adopted else {}
+    details |= {"pruned": state.step} if state.pruned else {}
     write_json(paths.metrics, compared(state))
     write_json(paths.details, details)
     trainer.checkpoints.finish()

@@ -38,7 +38,8 @@ class TrainingState:
     """What we know of a run at a step, beside what transformers' trainer writes.
 
     best_wer: the lowest on validation so far, in percent, at best_step; None before the first validation. adopted:
-    another run that this one went on from, and what differs.
+    another run that this one went on from, and what differs. pruned: a sweep stopped it before its end, so that it is
+    done as a trial, and no more than begun as a run.
     """
 
     step: int
@@ -46,6 +47,7 @@ class TrainingState:
     best_step: int
     finished: bool
     adopted: dict[str, Any] | None
+    pruned: bool = False
 
     def write(self, folder: Path) -> None:
         write_json(folder / STATE, asdict(self))
@@ -128,11 +130,11 @@ class LocalCheckpoints:
         return checkpoint
 
     def remove_finished(self, spare: str) -> None:
-        """Delete the runs that are finished, but for one, and for those that a process holds."""
+        """Delete the runs that are finished or pruned, but for one, and for those that a process holds."""
         for folder in self.root.glob("*/"):
             if folder.name != spare and not in_use(folder):
                 newest = newest_first(folder)[:1]
-                if newest and newest[0].state.finished:
+                if newest and (newest[0].state.finished or newest[0].state.pruned):
                     remove(folder)
 
 

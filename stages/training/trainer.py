@@ -23,6 +23,7 @@ from stages.runtime.progress import note, warn
 from stages.training.checkpoints import BEST, CheckpointManager, TrainingState
 from stages.training.curves import Curves
 from stages.training.parent import Parent
+from stages.training.pruning import read_pruning
 from stages.training.resume import Start
 from stages.training.run import short_name
 from stages.training.trial import largest_batch, memory_remedy, random_state_kept
@@ -49,6 +50,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.settings, self.compute = settings, compute
         self.checkpoints, self.parent = checkpoints, Parent()
         self.curves = Curves(curves, self.parent)
+        self.pruning = read_pruning()
         self.best_wer, self.best_step, self.best_weights = math.inf, 0, dict[str, torch.Tensor]()
         self.adopted: dict[str, Any] | None = None
         device = speech_model.whisper.device
@@ -59,7 +61,7 @@ class SpeechTrainer(Seq2SeqTrainer):
             train_dataset=clips,
             eval_dataset=validation,
             data_collator=collate,
-            callbacks=[self.curves],
+            callbacks=[self.curves, *([self.pruning] if self.pruning else [])],
         )
         self.remove_callback(PrinterCallback)
 
@@ -85,7 +87,9 @@ class SpeechTrainer(Seq2SeqTrainer):
             self.best_weights = load_file(checkpoint.best_weights)
         self.curves.restore(checkpoint.folder)
         note(f"resuming run {short_name(checkpoint.run)} at step {state.step} of {self.planned_steps()}")
-        if state.finished:
+        if self.pruning and state.pruned:
+            self.pruning.pruned = True
+        if state.finished or (self.pruning and state.pruned):
             self.state.global_step = state.step
         else:
             self.train(resume_from_checkpoint=str(checkpoint.folder))
@@ -199,12 +203,15 @@ class SpeechTrainer(Seq2SeqTrainer):
         return model
 
     def current_state(self) -> TrainingState:
+        pruned = bool(self.pruning and self.pruning.pruned)
+        ended = self.control.should_training_stop or self.state.global_step >= self.planned_steps()
         return TrainingState(
             step=self.state.global_step,
             best_wer=self.best_wer if self.best_weights else None,
             best_step=self.best_step,
-            finished=self.control.should_training_stop or self.state.global_step >= self.planned_steps(),
+            finished=ended and not pruned,
             adopted=self.adopted,
+            pruned=pruned,
         )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
