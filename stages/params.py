@@ -153,6 +153,7 @@ class Augment(Section):
 class Train(Section):
     seed: Seed
     context: Literal["clip", "full"]
+    margin_seconds: Annotated[float, Field(ge=0, le=5, multiple_of=0.5)]
     full_context_share: Share
     filled_window_share: Share
     batch_size: Count

@@ -12,6 +12,7 @@ from stages.asr.augmentation import AugmentOptions
 from stages.asr.batches import ClipDataset
 from stages.asr.clips import Drop, write_rows
 from stages.asr.device import best_device
+from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.model import SpeechModel, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
@@ -85,6 +86,7 @@ def train(
     device = best_device()
     model = load_model(paths.pretrained, device, **regularisation(settings))
     model.context, model.untrained = settings.context, False
+    model.margin = round(settings.margin_seconds * FRAMES_PER_SECOND)
     model.whisper.generation_config.max_length = settings.generation_max_tokens
     clips, validation = load_clips(model, settings, paths)
     shards = [paths.train_shards, paths.validation]

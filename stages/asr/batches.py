@@ -45,7 +45,7 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
         seed: int = 0,
     ):
         self.shards, self.max_tokens, self.augment, self.seed = shards, max_tokens, augment, seed
-        self.window = model.window
+        self.window, self.margin = model.window, model.margin
         self.labels, self.following, self.numbers, self.dropped = [], [], [], []
         for number, entry in enumerate(shards.entries):
             tokens = label_tokens(model, entry.text)
@@ -86,11 +86,11 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
         return change.within(self.window, self.shards.entries[self.numbers[place]].n_frames)
 
     def frames(self, epoch: int | None = None) -> list[int]:
-        """Frames of each clip on the decoder's grid, so that training sees the contexts that decoding will use."""
+        """Frames of each clip and its margin on the grid, so that training sees the contexts that decoding will use."""
         lengths = []
         for place, number in enumerate(self.numbers):
             n_frames, change = self.shards.entries[number].n_frames, self.change(place, epoch)
-            lengths.append(on_grid(change.length(n_frames) if change else n_frames))
+            lengths.append(on_grid(change.length(n_frames) if change else n_frames) + self.margin)
         return lengths
 
     def fits(self, places: list[int]) -> bool:

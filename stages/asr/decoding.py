@@ -66,8 +66,8 @@ def on_grid(n_frames: int) -> int:
 
 
 def context_frames(model: SpeechModel, n_frames: int) -> int:
-    """Frames that the encoder is to see of a clip of n_frames: its own, up to the grid, or the full window."""
-    return min(on_grid(n_frames), model.window) if model.context == "clip" else model.window
+    """Frames that the encoder is to see of a clip of n_frames: its own up to the grid, and a margin, or the window."""
+    return min(on_grid(n_frames) + model.margin, model.window) if model.context == "clip" else model.window
 
 
 def token_limit(n_frames: int) -> int:

@@ -36,8 +36,8 @@ def ctc_loss(model: SpeechModel, hidden: torch.Tensor, labels: torch.Tensor) -> 
     """Sum over a batch, in nats, of the texts' CTC losses: () float32.
 
     hidden: (batch, n_positions, d_model), the encoder's states; labels: (batch, longest) int64, of which the pieces of
-    text count. A text too long for its positions counts 0. Computed on the processor, for CUDA's gradient of it is left to
-    chance, and in float64, for it adds up thousands of paths.
+    text count. A text too long for its positions counts 0. Computed on the processor, for CUDA's gradient of it is left
+    to chance, and in float64, for it adds up thousands of paths.
     """
     head, end = getattr(model.whisper, HEAD), blank(model)
     pooled = nn.functional.avg_pool1d(hidden.float().transpose(1, 2), POOLED, ceil_mode=True).transpose(1, 2)
