@@ -25,6 +25,7 @@ from stages.pretrained import pretrained
 from stages.runtime.files import write_json
 
 BATCH = 32
+MARGINS = (0.0, 0.5, 1.0, 1.5)  # seconds
 SAMPLES, SEED = 2000, 1  # of the bootstrap
 
 
@@ -35,15 +36,11 @@ SAMPLES, SEED = 2000, 1  # of the bootstrap
 @click.option("--steps", default=300, show_default=True, help="Of fine-tuning.")
 @click.option("--rate", default=3e-4, show_default=True, help="Of fine-tuning.")
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--margins", default="0,0.5,1,1.5", show_default=True, help="Seconds.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to keep the edits by clip in.")
-def main(
-    features: Path, recipe: Path, base_steps: int, steps: int, rate: float, seeds: int, margins: str, out: Path | None
-) -> None:
+def main(features: Path, recipe: Path, base_steps: int, steps: int, rate: float, seeds: int, out: Path | None) -> None:
     """Fine-tune one base at several contexts, and compare."""
     ways = {"full": {"context": "full", "filled_window_share": 0.0}} | {
-        f"clip + {float(margin):g} s": {"context": "clip", "margin_seconds": float(margin)}
-        for margin in margins.split(",")
+        f"clip + {margin:g} s": {"context": "clip", "margin_seconds": margin} for margin in MARGINS
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
