@@ -242,7 +242,7 @@ def test_the_card_is_valid_and_says_what_the_revision_says(release, project):
     assert "| WER | 100.0 | 12.3 | 10.5 to 14.0 |" in card.text
     assert "| WER, raw text | 23.4 | 23.4 |" in card.text
     assert "| WER, new voices | 13.0 | 13.0 |" in card.text
-    assert "learning_rate: 1.5e-3" in card.text
+    assert "learning_rate: 3e-3" in card.text
     assert "| train | 1,999 | 2.0 | 12 | 4 |" in card.text
     lock = YAML(typ="safe").load(project / "dvc.lock")["stages"]["train"]
     hashes = [item["md5"] for item in [*lock["deps"], *lock["outs"]] if item["path"].startswith(("data/fea", "models"))]
