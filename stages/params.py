@@ -168,6 +168,7 @@ class Train(Section):
     save_every: Count
     patience: Count | None
     weight_decay: Annotated[float, Field(ge=0)]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     max_grad_norm: Annotated[float, Field(gt=0)]
     precision: Literal["fp32", "bf16", "fp16"]
     gradient_checkpointing: bool

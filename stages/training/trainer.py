@@ -277,6 +277,7 @@ def training_arguments(
         max_steps=settings.max_steps or -1,
         num_train_epochs=settings.epochs or 0,
         weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
