@@ -156,6 +156,7 @@ class Train(Section):
     margin_seconds: Annotated[float, Field(ge=0, le=5, multiple_of=0.5)]
     full_context_share: Share
     filled_window_share: Share
+    timestamp_share: Share
     batch_size: Count
     gradient_accumulation: Count
     learning_rate: Annotated[float, Field(gt=0, le=1)]

@@ -116,7 +116,8 @@ def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipD
         shards = Shards(folder)
         check_fit(model, shards, folder)
         augment = AugmentOptions(**settings.augment.model_dump()) if folder == paths.train_shards else None
-        clips.append(ClipDataset(shards, model, settings.max_label_tokens, augment, settings.seed))
+        stamped, seed = settings.timestamp_share, settings.seed
+        clips.append(ClipDataset(shards, model, settings.max_label_tokens, augment, stamped, seed))
         drops += [Drop(folder.name, clip, "label too long") for clip in clips[-1].dropped]
         if not len(clips[-1]):
             raise UserError(f"no clip of {folder} has a label within train.max_label_tokens: raise it")

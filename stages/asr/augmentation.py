@@ -103,6 +103,12 @@ class Change:
         """Frames to cut off the start and the end of a clip of n_frames: of a very short one less."""
         return min(self.cut_start, n_frames // 8), min(self.cut_end, n_frames // 8)
 
+    def moved(self, frame: float, n_frames: int) -> float:
+        """Where a frame of a clip of n_frames lies once the clip is changed, at its edges where it is cut off."""
+        start, _ = self.cuts(resampled_length(n_frames, self.speed * self.tempo))
+        place = self.lead + frame / (self.speed * self.tempo) - start
+        return min(max(place, self.lead), self.length(n_frames))
+
     def apply(self, mel: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
         """(n_mels, n_frames) -> (n_mels, ``length(n_frames)``), float32 scaled log-mel. other: a clip, for babble."""
         draw = np.random.default_rng(self.seed)
@@ -212,6 +218,12 @@ def scaled_log(power: np.ndarray) -> np.ndarray:
 def loudness(power: np.ndarray) -> float:
     """Mean power of a clip over its frames, the bins weighted by their width, as the filters are of one area."""
     return float(bandwidths(len(power)) @ power.mean(1))
+
+
+def loudness_by_frame(mel: np.ndarray) -> np.ndarray:
+    """Power of each frame of a mel, weighted as above: (n_frames,) float."""
+    loud: np.ndarray = bandwidths(len(mel)) @ power(mel)
+    return loud
 
 
 @cache

@@ -1,9 +1,9 @@
 """Shards as batches for training: like lengths together, padded to the batch's own longest, labels from texts."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from stages.asr.decoding import on_grid, prompt_tokens
 from stages.asr.mel import LOG_MEL_RANGE, mel_floor, pad_or_trim
 from stages.asr.model import SpeechModel
 from stages.asr.shards import Shards
+from stages.asr.timestamps import speech_bounds, timestamp
 
 IGNORED = -100  # label of a position without loss, as torch's cross-entropy has it
 MEGA_BATCH = 50  # steps whose clips are sorted together: enough to match lengths, few enough to stay random
@@ -33,7 +34,8 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
 
     [BatchItem] -> {"input_features": (n_mels, n_frames) float32, "labels": (n_tokens,) int64}. Several clips follow one
     another with pauses, and so do their texts. Clips whose labels pass max_tokens are left out: ``dropped`` has their
-    ids. augment: how far clips are changed, anew in each epoch, by draws that ``seed`` decides.
+    ids. augment: how far clips are changed, and stamped_share: of the examples, how many have timestamps, both anew in
+    each epoch, by draws that ``seed`` decides.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
         model: SpeechModel,
         max_tokens: int,
         augment: AugmentOptions | None = None,
+        stamped_share: float = 0.0,
         seed: int = 0,
     ):
         self.shards, self.max_tokens, self.augment, self.seed = shards, max_tokens, augment, seed
         self.window, self.margin = model.window, model.margin
+        self.stamped_share, self.stamps = stamped_share, [timestamp(model, frame) for frame in range(model.window + 1)]
         self.labels, self.following, self.numbers, self.dropped = [], [], [], []
         for number, entry in enumerate(shards.entries):
             tokens = label_tokens(model, entry.text)
@@ -61,9 +65,14 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
 
     def __getitem__(self, item: BatchItem) -> dict[str, np.ndarray]:
         places, n_frames, epoch = item
+        draw = random.Random(f"{self.seed} {epoch} {places}")
         mels = [self.mel(place, epoch) for place in places]
-        mel = mels[0] if len(mels) == 1 else join(mels, n_frames, f"{self.seed} {epoch} {places}")
-        return {"input_features": pad_or_trim(mel, n_frames), "labels": self.joined_labels(places)}
+        starts = draw_starts([mel.shape[1] for mel in mels], n_frames, draw)
+        labels = self.joined_labels(places)
+        if epoch is not None and draw.random() < self.stamped_share:
+            stamped = self.stamped_labels(item, starts)
+            labels = stamped if len(stamped) <= self.max_tokens else labels
+        return {"input_features": pad_or_trim(join(mels, starts), n_frames), "labels": labels}
 
     def mel(self, place: int, epoch: int | None) -> np.ndarray:
         """A clip as an epoch has it: (n_mels, n_frames) float32."""
@@ -77,6 +86,20 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
         first, *others = places
         *begin, end = self.labels[first]
         return np.array([*begin, *(token for at in others for token in self.following[at]), end])
+
+    def stamped_labels(self, item: BatchItem, starts: list[int]) -> np.ndarray:
+        """The same with timestamps where speech begins and ends in each clip, given the frames that they start at."""
+        language, task, _, *first, end = self.labels[item.places[0]]
+        texts: list[Iterable[int]] = [first, *(self.following[place] for place in item.places[1:])]
+        labels = [language, task]
+        for place, start, text in zip(item.places, starts, texts, strict=True):
+            mel, change = self.shards.mel(self.numbers[place]), self.change(place, item.epoch)
+            spoken: Iterable[float] = speech_bounds(mel)
+            if change:
+                spoken = [change.moved(bound, mel.shape[1]) for bound in spoken]
+            begin_stamp, end_stamp = (self.stamps[min(round(start + bound), self.window)] for bound in spoken)
+            labels += [begin_stamp, *text, end_stamp]
+        return np.array([*labels, end])
 
     def change(self, place: int, epoch: int | None) -> Change | None:
         """How a clip is changed in an epoch."""
@@ -98,18 +121,23 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
         return len(self.labels[places[0]]) + sum(len(self.following[at]) for at in places[1:]) <= self.max_tokens
 
 
-def join(mels: list[np.ndarray], n_frames: int, key: str) -> np.ndarray:
-    """Clips one after the other within n_frames, in pauses that a key draws: (n_mels, at most n_frames) float32.
+def draw_starts(lengths: list[int], n_frames: int, draw: random.Random) -> list[int]:
+    """Frames at which clips start that follow one another within n_frames: the first at once, the others after pauses.
 
-    The pauses are as silent as what comes before them, and together take any part of what the clips leave free.
+    Together the pauses take any part of what the clips leave free.
     """
-    draw = random.Random(key)
-    free = n_frames - sum(mel.shape[1] for mel in mels)
-    ends = sorted(draw.randint(0, free) for _ in mels)
-    parts = []
-    for mel, pause in zip(mels, (end - start for start, end in pairwise([0, *ends])), strict=True):
-        parts += [mel, np.full((len(mel), pause), mel_floor(mel), np.float32)]
-    joined = np.concatenate(parts[:-1], axis=1)
+    free = max(n_frames - sum(lengths), 0)
+    pauses = sorted(draw.randint(0, free) for _ in lengths[1:])
+    return [before + pause for before, pause in zip(accumulate(lengths[:-1], initial=0), [0, *pauses], strict=True)]
+
+
+def join(mels: list[np.ndarray], starts: list[int]) -> np.ndarray:
+    """Clips one after the other, pauses as silent as what comes before them: (n_mels, n_frames) float32."""
+    parts = [mels[0]]
+    for (before, mel), (begun, start) in zip(pairwise(mels), pairwise(starts), strict=True):
+        pause = start - begun - before.shape[1]
+        parts += [np.full((len(mel), pause), mel_floor(before), np.float32), mel]
+    joined = np.concatenate(parts, axis=1)
     floored: np.ndarray = np.maximum(joined, joined.max() - np.float32(LOG_MEL_RANGE))
     return floored
 

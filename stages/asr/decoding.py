@@ -28,14 +28,14 @@ def prompt_tokens(model: SpeechModel) -> list[int]:
 
 
 @torch.inference_mode()
-def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int) -> list[list[int]]:
+def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int, timestamps: bool = False) -> list[list[int]]:
     """The likeliest next token until the end token: (batch, n_mels, n_frames) float32 -> token ids of each text.
 
     Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or
-    the generation_config's max_length with the prompt, at the latest.
+    the generation_config's max_length with the prompt, at the latest. timestamps: ask for them too.
     """
     whisper, config = model.whisper, model.whisper.generation_config
-    start = prompt_tokens(model)
+    start = prompt_tokens(model)[: -1 if timestamps else None]
     encoded = whisper.model.encoder(mels.to(whisper.device, whisper.dtype)).last_hidden_state
     tokens = torch.tensor([start] * len(mels), device=whisper.device)
     never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=whisper.device)
