@@ -29,7 +29,7 @@ COMPARED = ("wer", "wer_low", "wer_high", "wer_full_window", "wer_stressed", "ce
 MOST_CONFUSED = 20  # rows of that table
 FOLDER = click.Path(path_type=Path)
 
-Rows = list[tuple[object, ...]]
+Rows = list[tuple[str, float, float, float, int]]
 
 
 @click.command()
@@ -158,7 +158,7 @@ def word_counts(errors: dict[str, Any]) -> np.ndarray:
     return np.stack([clip_edits(errors), errors["words"]], axis=1)
 
 
-def rate(name: str, counts: np.ndarray, speakers: Sequence[str], settings: Evaluate) -> dict[str, float | str]:
+def rate(name: str, counts: np.ndarray, speakers: Sequence[str], settings: Evaluate) -> dict[str, Any]:
     """WER of some clips in percent as ``name``, and its interval: ``name_low``, ``name_high``, ``name_by``."""
     edits, words = counts.T
     interval = error_interval(edits, words, speakers, settings.bootstrap_samples, settings.seed)
@@ -251,8 +251,12 @@ def condition_rows(recogniser: Recogniser, heard: list[str], settings: Evaluate)
 
 
 def stressed_score(rows: Rows) -> dict[str, float]:
-    """The mean of the conditions' WER, the clean clips' not among them; {} where there are no rows."""
-    return {"wer_stressed": round(float(np.mean([row[1] for row in rows[1:]])), 2)} if rows else {}
+    """The mean of the conditions' WER, the clean clips' not among them, and of how many; {} where there are no rows."""
+    if not rows:
+        return {}
+    _, *stressed = rows
+    mean = float(np.mean([wer for _, wer, *_ in stressed]))
+    return {"wer_stressed": round(mean, 2), "conditions": len(stressed), "condition_clips": stressed[0][-1]}
 
 
 def white_noise(n_mels: int, n_frames: int, seed: int) -> np.ndarray:
