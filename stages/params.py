@@ -131,10 +131,30 @@ class SpecAugment(Section):
     feature_length: Annotated[int, Field(ge=1, le=80)]
 
 
+class Augment(Section):
+    lead_seconds: Annotated[float, Field(ge=0, le=5)]
+    cut_seconds: Annotated[float, Field(ge=0, le=0.1)]
+    gain: Annotated[float, Field(ge=0, le=60)]
+    noise: Share
+    babble: Share
+    snr_low: Annotated[float, Field(ge=-20, le=60)]
+    snr_high: Annotated[float, Field(ge=-20, le=60)]
+    speed: Annotated[float, Field(ge=0, le=0.5)]
+    tempo: Annotated[float, Field(ge=0, le=0.5)]
+    reverberation: Share
+
+    @model_validator(mode="after")
+    def range_is_one(self) -> Self:
+        if self.snr_low > self.snr_high:
+            raise ValueError(f"snr_low must not exceed snr_high ({self.snr_high:g})")
+        return self
+
+
 class Train(Section):
     seed: Seed
     context: Literal["clip", "full"]
     full_context_share: Share
+    filled_window_share: Share
     batch_size: Count
     gradient_accumulation: Count
     learning_rate: Annotated[float, Field(gt=0, le=1)]
@@ -156,6 +176,8 @@ class Train(Section):
     attention_dropout: Probability
     activation_dropout: Probability
     layerdrop: Probability
+    ctc_weight: Annotated[float, Field(ge=0, lt=1)]
+    augment: Augment
     spec_augment: SpecAugment
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from stages.asr.augmentation import AugmentOptions
 from stages.asr.batches import ClipDataset
 from stages.asr.clips import Drop, write_rows
 from stages.asr.device import best_device
@@ -112,7 +113,8 @@ def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipD
     for folder in (paths.train_shards, paths.validation):
         shards = Shards(folder)
         check_fit(model, shards, folder)
-        clips.append(ClipDataset(shards, model, settings.max_label_tokens))
+        augment = AugmentOptions(**settings.augment.model_dump()) if folder == paths.train_shards else None
+        clips.append(ClipDataset(shards, model, settings.max_label_tokens, augment, settings.seed))
         drops += [Drop(folder.name, clip, "label too long") for clip in clips[-1].dropped]
         if not len(clips[-1]):
             raise UserError(f"no clip of {folder} has a label within train.max_label_tokens: raise it")

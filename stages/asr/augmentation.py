@@ -5,7 +5,7 @@ add. So what is stored can be changed as if the waveform were, without decoding 
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -47,6 +47,11 @@ class AugmentOptions:
     tempo: float = 0.0
     reverberation: float = 0.0
 
+    def longest(self, n_frames: int) -> int:
+        """The most frames that a clip of n_frames may come to have."""
+        fast = (1 - self.speed) * (1 - self.tempo)
+        return int(self.lead_seconds * FRAMES_PER_SECOND) + resampled_length(n_frames, fast)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -83,15 +88,27 @@ class Change:
             seed=draw.getrandbits(32),
         )
 
+    def within(self, window: int, n_frames: int) -> "Change":
+        """This change of a clip of n_frames, with a shorter lead or its own speed where the window would cut it off."""
+        change = self if self.length(n_frames) - self.lead <= window else replace(self, speed=1.0, tempo=1.0)
+        return replace(change, lead=max(min(self.lead, window - change.length(n_frames) + self.lead), 0))
+
     def length(self, n_frames: int) -> int:
         """Frames of a clip of n_frames once it is changed."""
-        return self.lead + resampled_length(n_frames, self.speed * self.tempo) - self.cut_start - self.cut_end
+        n_frames = resampled_length(n_frames, self.speed * self.tempo)
+        start, end = self.cuts(n_frames)
+        return self.lead + n_frames - start - end
+
+    def cuts(self, n_frames: int) -> tuple[int, int]:
+        """Frames to cut off the start and the end of a clip of n_frames: of a very short one less."""
+        return min(self.cut_start, n_frames // 8), min(self.cut_end, n_frames // 8)
 
     def apply(self, mel: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
         """(n_mels, n_frames) -> (n_mels, ``length(n_frames)``), float32 scaled log-mel. other: a clip, for babble."""
         draw = np.random.default_rng(self.seed)
         mel = change_speed(mel, self.speed, self.tempo)
-        mel = mel[:, self.cut_start : mel.shape[1] - self.cut_end]
+        start, end = self.cuts(mel.shape[1])
+        mel = mel[:, start : mel.shape[1] - end]
         if self.reverberant:
             mel = add_reverberation(mel, draw.uniform(0.2, 0.8), draw.uniform(0, 12))
         mel = shift(mel, self.lead)
@@ -175,7 +192,8 @@ def interpolated(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
     below = np.minimum(places.astype(int), len(rows) - 1)
     above = np.minimum(below + 1, len(rows) - 1)
     part = (places - below).clip(0, 1).astype(np.float32)[:, None]
-    return rows[below] * (1 - part) + rows[above] * part
+    between: np.ndarray = rows[below] * (1 - part) + rows[above] * part
+    return between
 
 
 def power(mel: np.ndarray) -> np.ndarray:

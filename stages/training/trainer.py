@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from stages.asr.batches import IGNORED, ClipDataset, LengthBucketSampler, collate
+from stages.asr.batches import IGNORED, Batching, BatchItem, ClipDataset, LengthBucketSampler, collate
 from stages.asr.decoding import decode
 from stages.asr.device import explain_out_of_memory
 from stages.asr.model import SpeechModel
@@ -21,6 +21,7 @@ from stages.params import Compute, Train
 from stages.runtime.errors import one_line
 from stages.runtime.progress import note, warn
 from stages.training.checkpoints import BEST, CheckpointManager, TrainingState
+from stages.training.ctc import HEAD, add_head, ctc_loss, remove_head
 from stages.training.curves import Curves
 from stages.training.parent import Parent
 from stages.training.resume import Start
@@ -52,6 +53,8 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.best_wer, self.best_step, self.best_weights = math.inf, 0, dict[str, torch.Tensor]()
         self.adopted: dict[str, Any] | None = None
         device = speech_model.whisper.device
+        if settings.ctc_weight:
+            add_head(speech_model, settings.seed)
         self.untried = device.type != "cpu"  # there memory gives way to the disk, and a trial would cost time
         super().__init__(
             model=speech_model.whisper,
@@ -98,14 +101,15 @@ class SpeechTrainer(Seq2SeqTrainer):
         return math.ceil((self.settings.epochs or 0) * an_epoch)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        sampler = LengthBucketSampler(
-            self.clips.frames(),
-            self.settings.batch_size,
+        settings = self.settings
+        batching = Batching(
+            settings.batch_size,
             self.speech_model.window,
-            1.0 if self.settings.context == "full" else self.settings.full_context_share,
-            self.settings.seed,
-            self.settings.gradient_accumulation,
+            1.0 if settings.context == "full" else settings.full_context_share,
+            settings.filled_window_share,
+            settings.gradient_accumulation,
         )
+        sampler = LengthBucketSampler(self.clips, batching, settings.seed)
         workers = self.compute.loader_workers
         loader: DataLoader[Any] = self.accelerator.prepare(
             DataLoader(self.clips, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
@@ -156,13 +160,18 @@ class SpeechTrainer(Seq2SeqTrainer):
     ) -> torch.Tensor:
         """A batch's part of its optimizer step's loss, the mean over all label tokens of the step's batches.
 
+        With a ctc_weight above 0 it is that share of CTC's loss and the rest of the decoder's.
+
         transformers passes the step's count of tokens on to the model, and Whisper pays no heed to it.
         """
         assert num_items_in_batch is not None and not return_outputs
-        mean = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        assert isinstance(mean, torch.Tensor)
+        mean, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         share: torch.Tensor = (inputs["labels"] != IGNORED).sum() / num_items_in_batch
-        return mean * share  # in this order: a step of one batch has a share of exactly 1
+        loss: torch.Tensor = mean * share  # in this order: a step of one batch has a share of exactly 1
+        if weight := self.settings.ctc_weight:
+            aligned = ctc_loss(self.speech_model, outputs.encoder_last_hidden_state, inputs["labels"])
+            loss = (1 - weight) * loss + weight * aligned / num_items_in_batch
+        return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss a token and WER on validation; keeps the weights of the lowest WER, and stops when patience is spent.
@@ -188,13 +197,15 @@ class SpeechTrainer(Seq2SeqTrainer):
         return metrics
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights as ``save_pretrained`` names them, without the projection tied to the embedding."""
+        """A copy of the weights as ``save_pretrained`` names them, without CTC's and the one tied to the embedding."""
         state = self.speech_model.whisper.state_dict()
-        return {name: value.detach().cpu().clone() for name, value in state.items() if name != "proj_out.weight"}
+        passed_by = ("proj_out.weight", f"{HEAD}.weight", f"{HEAD}.bias")
+        return {name: value.detach().cpu().clone() for name, value in state.items() if name not in passed_by}
 
     def take_best(self) -> SpeechModel:
         """The model with the weights of the lowest validation WER."""
         model = self.speech_model
+        remove_head(model)
         model.whisper.load_state_dict(self.best_weights, strict=False)  # the tied projection is not among them
         return model
 
@@ -295,7 +306,7 @@ def validation_loss(model: SpeechModel, clips: ClipDataset, batch_size: int) -> 
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         longest = min(frames[places[-1]], model.window) if model.context == "clip" else model.window
-        batch = collate([clips[place, longest] for place in places])
+        batch = collate([clips[BatchItem((place,), longest)] for place in places])
         count = int((batch["labels"] != IGNORED).sum())
         inputs = {name: value.to(model.whisper.device) for name, value in batch.items()}
         total += count * model.whisper(**inputs).loss.item()
