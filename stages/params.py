@@ -197,8 +197,19 @@ class Train(Section):
         return self
 
 
+class Conditions(Section):
+    clips: Annotated[int, Field(ge=0)]
+    lead_seconds: list[Annotated[float, Field(ge=0.01, le=10)]]
+    cut_seconds: list[Annotated[float, Field(ge=0.01, le=10)]]
+    gain: list[Annotated[float, Field(ge=-60, le=60)]]
+    snr: list[Annotated[float, Field(ge=-20, le=60)]]
+    speed: list[Annotated[float, Field(ge=0.5, le=2)]]
+
+
 class Evaluate(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)]
+    full_window_clips: Annotated[int, Field(ge=0)] | None
+    conditions: Conditions
     seed: Seed
 
 

@@ -45,6 +45,7 @@ SHRUNK = {
     "train.eval_every": 1,
     "train.save_every": 1,
     "evaluate.bootstrap_samples": 100,
+    "evaluate.conditions.clips": 1,
 }
 
 
