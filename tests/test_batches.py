@@ -85,7 +85,7 @@ def test_labels_that_are_too_long_are_dropped_and_listed(tmp_path, model):
     texts = ("a" * 10, "a" * 11, "å" * 6)  # å is two bytes, and the tiny tokenizer has only bytes
     folder = write_shards(tmp_path, {name: speech(0.5) for name in ("fits", "long", "wide")}, texts=texts)
     clips = ClipDataset(Shards(folder), model, 10 + 4)
-    assert clips.dropped == ["long", "wide"]
+    assert clips.dropped == {"long": "label too long", "wide": "label too long"}
     assert len(clips) == len(clips.frames()) == 1
     assert len(clips[one(0, 50)]["labels"]) == 14
 

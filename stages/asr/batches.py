@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from stages.asr.augmentation import AugmentOptions, Change
 from stages.asr.decoding import on_grid, prompt_tokens
+from stages.asr.labels import LabelStyle, LabelWriter
 from stages.asr.mel import LOG_MEL_RANGE, mel_floor, pad_or_trim
 from stages.asr.model import SpeechModel
 from stages.asr.shards import Shards
@@ -32,8 +33,9 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
     """Clips of a split as examples for the collator.
 
     [BatchItem] -> {"input_features": (n_mels, n_frames) float32, "labels": (n_tokens,) int64}. Several clips follow one
-    another with pauses, and so do their texts. Clips whose labels pass max_tokens are left out: ``dropped`` has their
-    ids. augment: how far clips are changed, anew in each epoch, by draws that ``seed`` decides.
+    another with pauses, and so do their texts. Labels are in the given style. Clips whose labels pass max_tokens or say
+    nothing are left out: ``dropped`` has why, by id. augment: how far clips are changed, anew in each epoch, by draws
+    that ``seed`` decides.
     """
 
     def __init__(
@@ -43,18 +45,23 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
         max_tokens: int,
         augment: AugmentOptions | None = None,
         seed: int = 0,
+        style: LabelStyle | None = None,
     ):
         self.shards, self.max_tokens, self.augment, self.seed = shards, max_tokens, augment, seed
         self.window, self.margin = model.window, model.margin
-        self.labels, self.following, self.numbers, self.dropped = [], [], [], []
+        self.labels, self.following, self.numbers = [], [], []
+        self.dropped: dict[str, str] = {}
+        writer = LabelWriter(model, style or LabelStyle())
         for number, entry in enumerate(shards.entries):
-            tokens = label_tokens(model, entry.text)
-            if len(tokens) > max_tokens:
-                self.dropped.append(entry.id)
+            text = writer.write(entry.text)
+            tokens = label_tokens(model, text)
+            if not text or len(tokens) > max_tokens:
+                self.dropped[entry.id] = "label too long" if text else "label empty"
                 continue
             self.numbers.append(number)
             self.labels.append(tokens)
-            self.following.append(np.array(model.tokenizer(f" {entry.text}", add_special_tokens=False).input_ids))
+            following = writer.write(entry.text, before=" ")
+            self.following.append(np.array(model.tokenizer(following, add_special_tokens=False).input_ids))
 
     def __len__(self) -> int:
         return len(self.numbers)
