@@ -150,6 +150,12 @@ class Augment(Section):
         return self
 
 
+class LabelText(Section):
+    quotation_marks: Literal["keep", "remove"]
+    case: Literal["keep", "lower"]
+    final_full_stop: Literal["keep", "remove"]
+
+
 class Train(Section):
     seed: Seed
     context: Literal["clip", "full"]
@@ -175,6 +181,9 @@ class Train(Section):
     gradient_checkpointing: bool
     max_label_tokens: Annotated[int, Field(ge=8, le=448)]
     generation_max_tokens: Annotated[int, Field(ge=8, le=448)]
+    text: LabelText
+    average: Annotated[int, Field(ge=0, le=50)]
+    interpolate: list[Share]
     dropout: Probability
     attention_dropout: Probability
     activation_dropout: Probability

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from stages.asr.augmentation import AugmentOptions
-from stages.asr.batches import IGNORED, Batching, BatchItem, ClipDataset, LengthBucketSampler, collate
+from stages.asr.batches import IGNORED, Batching, BatchItem, ClipDataset, LengthBucketSampler, Variation, collate
 from stages.asr.mel import LOG_MEL_RANGE, mel_floor
 from stages.asr.shards import Shards
 from tests.support.material import TEXTS, speech, write_shards
@@ -85,7 +85,7 @@ def test_labels_that_are_too_long_are_dropped_and_listed(tmp_path, model):
     texts = ("a" * 10, "a" * 11, "å" * 6)  # å is two bytes, and the tiny tokenizer has only bytes
     folder = write_shards(tmp_path, {name: speech(0.5) for name in ("fits", "long", "wide")}, texts=texts)
     clips = ClipDataset(Shards(folder), model, 10 + 4)
-    assert clips.dropped == ["long", "wide"]
+    assert clips.dropped == {"long": "label too long", "wide": "label too long"}
     assert len(clips) == len(clips.frames()) == 1
     assert len(clips[one(0, 50)]["labels"]) == 14
 
@@ -221,7 +221,7 @@ def test_a_filled_window_has_its_clips_and_texts_one_after_the_other(dataset, sh
 
 def test_an_epoch_changes_clips_and_says_how_long_they_are_then(shards, model):
     options = AugmentOptions(lead_seconds=0.5, cut_seconds=0.05, gain=20, noise=0.5, babble=0.5, speed=0.2)
-    clips = ClipDataset(shards, model, 448, options, seed=3)
+    clips = ClipDataset(shards, model, 448, variation=Variation(options, seed=3))
     plain = ClipDataset(shards, model, 448)
     lengths = {epoch: clips.frames(epoch) for epoch in range(3)}
     assert clips.frames() == plain.frames() not in lengths.values()
@@ -230,8 +230,8 @@ def test_an_epoch_changes_clips_and_says_how_long_they_are_then(shards, model):
         for place, n_frames in enumerate(frames):
             assert n_frames - 50 < clips.mel(place, epoch).shape[1] <= min(n_frames, model.window)
     items = [BatchItem((place,), 200, 1) for place in range(len(clips))]
-    again = ClipDataset(shards, model, 448, options, seed=3)
-    other = ClipDataset(shards, model, 448, options, seed=4)
+    again = ClipDataset(shards, model, 448, variation=Variation(options, seed=3))
+    other = ClipDataset(shards, model, 448, variation=Variation(options, seed=4))
     for item in reversed(items):  # whatever the order, and whoever reads it
         assert np.array_equal(clips[item]["input_features"], again[item]["input_features"])
         assert not np.array_equal(clips[item]["input_features"], other[item]["input_features"])

@@ -69,6 +69,11 @@ def test_counts_and_what_was_dropped_stand_below_the_table(metrics):
     ]
 
 
+def test_weights_that_no_step_had_are_named(metrics):
+    (metrics / "details/train.json").write_text(json.dumps({"dropped": {}, "weights": "mean of steps 2, 3, 4"}))
+    assert "validation WER 48.0 % (mean of steps 2, 3, 4)\n" in report(metrics).stdout
+
+
 @pytest.mark.parametrize("name", ["evaluate/tuned", "train"])
 def test_missing_scores_say_what_to_do(metrics, name):
     for path in (metrics / f"{name}.json", metrics / f"details/{name}.json"):

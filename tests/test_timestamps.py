@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stages.asr.augmentation import AugmentOptions, change_gain
-from stages.asr.batches import BatchItem, ClipDataset
+from stages.asr.batches import BatchItem, ClipDataset, Variation
 from stages.asr.decoding import greedy_search
 from stages.asr.mel import log_mel
 from stages.asr.timestamps import Stamped, read_timestamps, speech_bounds, timestamp
@@ -47,7 +47,7 @@ def read(labels: np.ndarray, model) -> list[Stamped]:
 
 
 def test_labels_have_timestamps_where_each_clip_is_spoken(shards, model):
-    clips = ClipDataset(shards, model, 448, stamped_share=1.0)
+    clips = ClipDataset(shards, model, 448, variation=Variation(stamped_share=1.0))
     places = (0, 5, 3)
     pieces = read(clips[BatchItem(places, 600, 0)]["labels"], model)
     assert [piece.text for piece in pieces] == [shards.entries[place].text for place in places]
@@ -61,7 +61,7 @@ def test_labels_have_timestamps_where_each_clip_is_spoken(shards, model):
 
 def test_timestamps_move_with_the_change_of_a_clip(shards, model):
     options = AugmentOptions(lead_seconds=0.5, cut_seconds=0.05, speed=0.2)
-    clips = ClipDataset(shards, model, 448, options, stamped_share=1.0)
+    clips = ClipDataset(shards, model, 448, variation=Variation(options, 1.0))
     for epoch in range(5):
         for place in (0, 2, 4):
             item = BatchItem((place,), 200, epoch)
@@ -72,7 +72,7 @@ def test_timestamps_move_with_the_change_of_a_clip(shards, model):
 
 
 def test_a_share_of_the_examples_has_them_and_validation_none(shards, model):
-    clips = ClipDataset(shards, model, 448, stamped_share=0.3)
+    clips = ClipDataset(shards, model, 448, variation=Variation(stamped_share=0.3))
     no_timestamps = vars(model.whisper.generation_config)["no_timestamps_token_id"]
     plain = [
         no_timestamps in clips[BatchItem((place,), 200, epoch)]["labels"] for place in range(12) for epoch in range(40)
@@ -83,7 +83,7 @@ def test_a_share_of_the_examples_has_them_and_validation_none(shards, model):
 
 def test_a_label_that_timestamps_make_too_long_has_none(shards, model):
     longest = max(len(labels) for labels in ClipDataset(shards, model, 448).labels)
-    clips = ClipDataset(shards, model, longest, stamped_share=1.0)
+    clips = ClipDataset(shards, model, longest, variation=Variation(stamped_share=1.0))
     lengths = [len(clips[BatchItem((place,), 200, 0)]["labels"]) for place in range(12)]
     assert max(lengths) == longest and not clips.dropped
 

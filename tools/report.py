@@ -84,9 +84,10 @@ def interval_text(scores: Numbers, key: str) -> str:
 
 
 def training(end: Numbers, clips: Numbers) -> str:
-    """What the tuned model learned from, and which of its steps it is."""
+    """What the tuned model learned from, and which weights it has."""
     heard = f"Trained on {clips['clips']} clips, {clips['seconds'] / 60:.0f} min"
-    return f"{heard}: validation WER {end['validation_wer']:.1f} % at step {end['best_step']} of {end['steps']}"
+    which = f"({end['weights']})" if "weights" in end else f"at step {end['best_step']} of {end['steps']}"
+    return f"{heard}: validation WER {end['validation_wer']:.1f} % {which}"
 
 
 def drops(dropped: list[Mapping[str, int]]) -> str:

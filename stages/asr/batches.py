@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from stages.asr.augmentation import AugmentOptions, Change
 from stages.asr.decoding import on_grid, prompt_tokens
+from stages.asr.labels import LabelStyle, LabelWriter
 from stages.asr.mel import LOG_MEL_RANGE, mel_floor, pad_or_trim
 from stages.asr.model import SpeechModel
 from stages.asr.shards import Shards
@@ -29,13 +30,24 @@ class BatchItem(NamedTuple):
     epoch: int | None = None  # None: the clips as they are
 
 
+@dataclass(frozen=True)
+class Variation:
+    """What differs from epoch to epoch: how far clips are changed, and how many examples have timestamps, as a share.
+
+    seed: decides the draws, with the epoch and the clip.
+    """
+
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    stamped_share: float = 0.0
+    seed: int = 0
+
+
 class ClipDataset(Dataset[dict[str, np.ndarray]]):
     """Clips of a split as examples for the collator.
 
     [BatchItem] -> {"input_features": (n_mels, n_frames) float32, "labels": (n_tokens,) int64}. Several clips follow one
-    another with pauses, and so do their texts. Clips whose labels pass max_tokens are left out: ``dropped`` has their
-    ids. augment: how far clips are changed, and stamped_share: of the examples, how many have timestamps, both anew in
-    each epoch, by draws that ``seed`` decides.
+    another with pauses, and so do their texts. Labels are in the given style. Clips whose labels pass max_tokens or say
+    nothing are left out: ``dropped`` has why, by id.
     """
 
     def __init__(
@@ -43,33 +55,36 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
         shards: Shards,
         model: SpeechModel,
         max_tokens: int,
-        augment: AugmentOptions | None = None,
-        stamped_share: float = 0.0,
-        seed: int = 0,
+        style: LabelStyle | None = None,
+        variation: Variation | None = None,
     ):
-        self.shards, self.max_tokens, self.augment, self.seed = shards, max_tokens, augment, seed
+        self.shards, self.max_tokens, self.variation = shards, max_tokens, variation or Variation()
         self.window, self.margin = model.window, model.margin
-        self.stamped_share, self.stamps = stamped_share, [timestamp(model, frame) for frame in range(model.window + 1)]
-        self.labels, self.following, self.numbers, self.dropped = [], [], [], []
+        self.stamps = [timestamp(model, frame) for frame in range(model.window + 1)]
+        self.labels, self.following, self.numbers = [], [], []
+        self.dropped: dict[str, str] = {}
+        writer = LabelWriter(model, style or LabelStyle())
         for number, entry in enumerate(shards.entries):
-            tokens = label_tokens(model, entry.text)
-            if len(tokens) > max_tokens:
-                self.dropped.append(entry.id)
+            text = writer.write(entry.text)
+            tokens = label_tokens(model, text)
+            if not text or len(tokens) > max_tokens:
+                self.dropped[entry.id] = "label too long" if text else "label empty"
                 continue
             self.numbers.append(number)
             self.labels.append(tokens)
-            self.following.append(np.array(model.tokenizer(f" {entry.text}", add_special_tokens=False).input_ids))
+            following = writer.write(entry.text, before=" ")
+            self.following.append(np.array(model.tokenizer(following, add_special_tokens=False).input_ids))
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, item: BatchItem) -> dict[str, np.ndarray]:
         places, n_frames, epoch = item
-        draw = random.Random(f"{self.seed} {epoch} {places}")
+        draw = random.Random(f"{self.variation.seed} {epoch} {places}")
         mels = [self.mel(place, epoch) for place in places]
         starts = draw_starts([mel.shape[1] for mel in mels], n_frames, draw)
         labels = self.joined_labels(places)
-        if epoch is not None and draw.random() < self.stamped_share:
+        if epoch is not None and draw.random() < self.variation.stamped_share:
             stamped = self.stamped_labels(item, starts)
             labels = stamped if len(stamped) <= self.max_tokens else labels
         return {"input_features": pad_or_trim(join(mels, starts), n_frames), "labels": labels}
@@ -103,9 +118,9 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
 
     def change(self, place: int, epoch: int | None) -> Change | None:
         """How a clip is changed in an epoch."""
-        if self.augment is None or epoch is None:
+        if epoch is None:
             return None
-        change = Change.draw(self.augment, f"{self.seed} {epoch} {place}")
+        change = Change.draw(self.variation.augment, f"{self.variation.seed} {epoch} {place}")
         return change.within(self.window, self.shards.entries[self.numbers[place]].n_frames)
 
     def frames(self, epoch: int | None = None) -> list[int]:

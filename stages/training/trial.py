@@ -19,7 +19,7 @@ def largest_batch(clips: ClipDataset, settings: Train, window: int) -> dict[str,
     """
     full = settings.context == "full" or settings.full_context_share > 0
     longest = max(clips.frames())
-    longest = longest if clips.augment is None else on_grid(clips.augment.longest(longest))
+    longest = on_grid(clips.variation.augment.longest(longest))
     n_frames = window if full else min(longest, window)
     wordiest = sorted(range(len(clips)), key=lambda place: len(clips.labels[place]), reverse=True)
     return collate([clips[BatchItem((place,), n_frames)] for place in wordiest[: settings.batch_size]])

@@ -258,9 +258,12 @@ def training_section(release: Release) -> str:
         "featurize": params["featurize"],
         "train": params["train"],
     }
+    weights = f"step {end['best_step']:,} of {end['steps']:,}"
+    if "weights" in end:
+        weights = f"{end['steps']:,} steps ({end['weights']})"
     return f"""## Training
 
-The weights of step {end["best_step"]:,} of {end["steps"]:,}, whose WER on validation was the lowest:
+The weights of {weights}, whose WER on validation was the lowest:
 {end["validation_wer"]:.1f} %.
 
 ```yaml
