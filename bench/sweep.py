@@ -37,6 +37,9 @@ SMALL = {
     "download.synthetic.train": 400,
     "download.synthetic.validation": 60,
     "download.synthetic.test": 20,
+    "train.full_context_share": 0.0,
+    "train.timestamp_share": 0.0,
+    **{f"train.augment.{name}": 0.0 for name in ("lead_seconds", "cut_seconds", "gain", "noise", "speed")},
     "train.warmup_steps": 50,
     "train.max_steps": 25,  # of the committed model; trials are as long as STEPS_EACH
     "train.eval_every": 25,
