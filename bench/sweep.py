@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two trainings share the cores
 
 import click
 import psutil
+from optuna import Study
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
 
@@ -110,11 +111,15 @@ def interrupted(folder: Path, plan: Path, rng: random.Random) -> str:
                 process.kill()
         sweep.wait()
         click.echo(f"{kind}: after {len(finished(folder, plan))} trials", err=True)
+    before, last = seconds(folder, plan), time.monotonic()
     if begin(folder, plan).wait():
         sys.exit(output(folder, plan))
-    wall, trained = time.monotonic() - begun, sum(trial.user_attrs[SECONDS] for trial in finished(folder, plan))
-    lost = [int(step) for step in re.findall(r"resuming run \w+ at step (\d+)", logs(folder, plan))]
-    return f"killed 2 times, stopped once: {wall:.0f} s, {trained:.0f} s of them trials; resumed at steps {lost}"
+    trained, wall = seconds(folder, plan) - before, time.monotonic() - last
+    resumed = [int(step) for step in re.findall(r"resuming run \w+ at step (\d+)", logs(folder, plan))]
+    return (
+        f"killed 2 times, stopped once: {time.monotonic() - begun:.0f} s; resumed at steps {resumed}\n"
+        f"the last start: {wall:.1f} s, {trained:.1f} of them experiments, {100 * (wall / trained - 1):.1f} % the sweep's own"
+    )
 
 
 def together(folder: Path, plan: Path) -> None:
@@ -188,10 +193,19 @@ def model_of(folder: Path, name: str) -> str:
     return {out["path"]: out["md5"] for out in lock["stages"]["train"]["outs"]}["models/tuned"]
 
 
+def seconds(folder: Path, plan: Path) -> float:
+    """How long the experiments of a sweep took so far."""
+    return sum(trial.user_attrs.get(SECONDS, 0) for trial in study_of(folder, plan).get_trials(deepcopy=False))
+
+
+def study_of(folder: Path, plan: Path) -> Study:
+    return open_study(str(folder.resolve() / f".dvc/tmp/sweeps/{plan.stem}.log"), plan.stem, None)
+
+
 def finished(folder: Path, plan: Path) -> list:
     """A sweep's trials that have ended, in the order they were begun."""
-    study = open_study(str(folder.resolve() / f".dvc/tmp/sweeps/{plan.stem}.log"), plan.stem, None)
-    return [trial for trial in study.get_trials(deepcopy=False, states=DONE) if LEFT_OUT not in trial.user_attrs]
+    trials = study_of(folder, plan).get_trials(deepcopy=False, states=DONE)
+    return [trial for trial in trials if LEFT_OUT not in trial.user_attrs]
 
 
 def training(sweep: subprocess.Popen) -> bool:

@@ -103,7 +103,7 @@ class Pruning(TrainerCallback):
 
         assert self.settings.trial is not None
         try:
-            study = open_study(self.settings.storage, self.settings.study, self.settings.rule)
+            study = open_study(self.settings.storage, self.settings.study, self.settings.rule, create=False)
             trial = Trial(study, self.settings.trial)
             if step not in study.get_trials(deepcopy=False)[trial.number].intermediate_values:
                 trial.report(wer, step)  # else a resumed training says again what it said
@@ -115,8 +115,8 @@ class Pruning(TrainerCallback):
             return False
 
 
-def open_study(storage: str, name: str, rule: PruningRule | None) -> "Study":
-    """A sweep's study, made where it is missing. storage: a database URL, or a journal file's path."""
+def open_study(storage: str, name: str, rule: PruningRule | None, create: bool = True) -> "Study":
+    """A sweep's study, made where it is missing, if so told. storage: a database URL, or a journal file's path."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -124,8 +124,11 @@ def open_study(storage: str, name: str, rule: PruningRule | None) -> "Study":
     if rule:
         pruner = optuna.pruners.PercentilePruner(100 * rule.keep, rule.startup_trials, rule.warmup_steps)
     sampler = optuna.samplers.RandomSampler()  # which a sweep replaces; a training draws nothing
+    place = open_storage(storage)
+    if not create:
+        return optuna.load_study(study_name=name, storage=place, sampler=sampler, pruner=pruner)
     return optuna.create_study(
-        storage=open_storage(storage), study_name=name, sampler=sampler, pruner=pruner, load_if_exists=True
+        study_name=name, storage=place, sampler=sampler, pruner=pruner, direction="minimize", load_if_exists=True
     )
 
 
