@@ -118,7 +118,7 @@ def interrupted(folder: Path, plan: Path, rng: random.Random) -> str:
     resumed = [int(step) for step in re.findall(r"resuming run \w+ at step (\d+)", logs(folder, plan))]
     return (
         f"killed 2 times, stopped once: {time.monotonic() - begun:.0f} s; resumed at steps {resumed}\n"
-        f"the last start: {wall:.1f} s, {trained:.1f} of them experiments, {100 * (wall / trained - 1):.1f} % the sweep's own"
+        f"the last start: {wall:.1f} s, {trained:.1f} of them experiments: {100 * (wall / trained - 1):.1f} % more"
     )
 
 

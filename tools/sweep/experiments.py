@@ -1,5 +1,6 @@
 """A trial as an experiment of DVC's: run beside the workspace, found again by its name, read from its commit."""
 
+import contextlib
 import json
 import os
 import re
@@ -184,7 +185,8 @@ def wait(process: "subprocess.Popen[bytes]", glance: Callable[[], None]) -> int:
             except subprocess.TimeoutExpired:
                 glance()
     except BaseException:
-        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
         process.wait()
         raise
 
