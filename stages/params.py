@@ -163,6 +163,7 @@ class Train(Section):
     full_context_share: Share
     filled_window_share: Share
     timestamp_share: Share
+    prompt_share: Share
     batch_size: Count
     gradient_accumulation: Count
     learning_rate: Annotated[float, Field(gt=0, le=1)]

@@ -122,7 +122,7 @@ def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipD
     clips, drops = [], []
     style = LabelStyle(**settings.text.model_dump())
     augment = AugmentOptions(**settings.augment.model_dump())
-    variation = Variation(augment, settings.timestamp_share, settings.seed)
+    variation = Variation(augment, settings.timestamp_share, settings.prompt_share, settings.seed)
     for folder in (paths.train_shards, paths.validation):
         shards = Shards(folder)
         check_fit(model, shards, folder)
