@@ -12,7 +12,7 @@ from stages.params_file import yaml_text
 from stages.runtime.errors import UserError
 from stages.runtime.files import file_digest
 from tools.publish.release import Release
-from tools.report import ROWS
+from tools.report.terminal import ROWS
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, SpaceCard
