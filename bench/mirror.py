@@ -31,18 +31,19 @@ def main(params: Path, features: Path, pretrained: Path, rounds: int) -> None:
             for mirror in spent:
                 run = place / f"{number}-{mirror}"
                 run.mkdir()
-                spent[mirror].append(train(run, with_mirror(params, run, mirror), features, pretrained, root))
+                own = with_values(params, run, "checkpoints", {"mirror": mirror})
+                spent[mirror].append(train(run, own, features, pretrained, root))
                 click.echo(f"{'with' if mirror else 'without'} a mirror: {spent[mirror][-1]:.1f} s", err=True)
     ratio = min(spent["store"]) / min(spent[None])
     click.echo(f"a training whose checkpoints are mirrored takes {ratio:.3f} times as long as without")
 
 
-def with_mirror(params: Path, run: Path, mirror: str | None) -> Path:
-    """params.yaml with that mirror, in the run's folder."""
+def with_values(params: Path, run: Path, section: str, values: dict[str, object]) -> Path:
+    """params.yaml with these values in one of its sections, in the run's folder."""
     yaml = YAML(typ="safe", pure=True)
-    values = yaml.load(params)
-    values["checkpoints"]["mirror"] = mirror
-    yaml.dump(values, run / "params.yaml")
+    whole = yaml.load(params)
+    whole[section] |= values
+    yaml.dump(whole, run / "params.yaml")
     return run / "params.yaml"
 
 

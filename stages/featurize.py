@@ -79,10 +79,13 @@ def write_next_shard(settings: Featurize, folder: Path, rows: list[Features], wr
 
 def extract_features(settings: Featurize, raw: Path, clip: Clip) -> Features | Drop:
     """Decode, transform and pack one clip."""
+    path = raw / "audio" / clip.audio
+    if not path.is_file():
+        return Drop(raw.name, clip.id, "missing", f"{path}: no such file")
     try:
-        samples = read_audio(raw / "audio" / clip.audio, SAMPLE_RATE)
+        samples = read_audio(path, SAMPLE_RATE)
     except AudioError as error:
-        return Drop(raw.name, clip.id, "unreadable", str(error))
+        return Drop(raw.name, clip.id, "corrupt", str(error))
     seconds = len(samples) / SAMPLE_RATE
     if not len(samples):
         return Drop(raw.name, clip.id, "empty", "no samples")

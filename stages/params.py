@@ -131,10 +131,38 @@ class SpecAugment(Section):
     feature_length: Annotated[int, Field(ge=1, le=80)]
 
 
+class Augment(Section):
+    lead_seconds: Annotated[float, Field(ge=0, le=5)]
+    cut_seconds: Annotated[float, Field(ge=0, le=0.1)]
+    gain: Annotated[float, Field(ge=0, le=60)]
+    noise: Share
+    babble: Share
+    snr_low: Annotated[float, Field(ge=-20, le=60)]
+    snr_high: Annotated[float, Field(ge=-20, le=60)]
+    speed: Annotated[float, Field(ge=0, le=0.5)]
+    tempo: Annotated[float, Field(ge=0, le=0.5)]
+    reverberation: Share
+
+    @model_validator(mode="after")
+    def range_is_one(self) -> Self:
+        if self.snr_low > self.snr_high:
+            raise ValueError(f"snr_low must not exceed snr_high ({self.snr_high:g})")
+        return self
+
+
+class LabelText(Section):
+    quotation_marks: Literal["keep", "remove"]
+    case: Literal["keep", "lower"]
+    final_full_stop: Literal["keep", "remove"]
+
+
 class Train(Section):
     seed: Seed
     context: Literal["clip", "full"]
+    margin_seconds: Annotated[float, Field(ge=0, le=5, multiple_of=0.5)]
     full_context_share: Share
+    filled_window_share: Share
+    timestamp_share: Share
     batch_size: Count
     gradient_accumulation: Count
     learning_rate: Annotated[float, Field(gt=0, le=1)]
@@ -147,15 +175,21 @@ class Train(Section):
     save_every: Count
     patience: Count | None
     weight_decay: Annotated[float, Field(ge=0)]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     max_grad_norm: Annotated[float, Field(gt=0)]
     precision: Literal["fp32", "bf16", "fp16"]
     gradient_checkpointing: bool
     max_label_tokens: Annotated[int, Field(ge=8, le=448)]
     generation_max_tokens: Annotated[int, Field(ge=8, le=448)]
+    text: LabelText
+    average: Annotated[int, Field(ge=0, le=50)]
+    interpolate: list[Share]
     dropout: Probability
     attention_dropout: Probability
     activation_dropout: Probability
     layerdrop: Probability
+    ctc_weight: Annotated[float, Field(ge=0, lt=1)]
+    augment: Augment
     spec_augment: SpecAugment
 
     @model_validator(mode="after")
@@ -172,8 +206,19 @@ class Train(Section):
         return self
 
 
+class Conditions(Section):
+    clips: Annotated[int, Field(ge=0)]
+    lead_seconds: list[Annotated[float, Field(ge=0.01, le=10)]]
+    cut_seconds: list[Annotated[float, Field(ge=0.01, le=10)]]
+    gain: list[Annotated[float, Field(ge=-60, le=60)]]
+    snr: list[Annotated[float, Field(ge=-20, le=60)]]
+    speed: list[Annotated[float, Field(ge=0.5, le=2)]]
+
+
 class Evaluate(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)]
+    full_window_clips: Annotated[int, Field(ge=0)] | None
+    conditions: Conditions
     seed: Seed
 
 

@@ -2,27 +2,32 @@
 
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from stages.asr.batches import ClipDataset
+from stages.asr.augmentation import AugmentOptions
+from stages.asr.batches import ClipDataset, Variation
 from stages.asr.clips import Drop, write_rows
 from stages.asr.device import best_device
+from stages.asr.labels import LabelStyle
+from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.model import SpeechModel, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import json_text, write_json
-from stages.training.checkpoints import PARTS, CheckpointManager, LocalCheckpoints, TrainingState, locked, prune
+from stages.training.checkpoints import PARTS, Checkpoint, CheckpointManager, LocalCheckpoints, locked, prune
 from stages.training.mirror import Mirror
 from stages.training.resume import find_start, is_recorded
 from stages.training.run import describe_run
-from stages.training.trainer import SpeechTrainer, regularisation
+from stages.training.trainer import SpeechTrainer, regularisation, weights_of
 
 PATH = click.Path(path_type=Path)
+RESULT = "result.json"  # in a run's folder: its metrics, where other weights than an evaluation's may be the result
 
 
 @click.command()
@@ -44,7 +49,8 @@ def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
     values = load_params(params)
     paths["checkpoints"] = repository() / paths["checkpoints"]
     result = train(values.train, values.compute, values.checkpoints, Paths(**paths), fresh, adopt)
-    click.echo(f"validation WER {result['validation_wer']:.1f} % at step {result['best_step']} of {result['steps']}")
+    which = f"({result['weights']})" if "weights" in result else f"at step {result['best_step']} of {result['steps']}"
+    click.echo(f"validation WER {result['validation_wer']:.1f} % {which}")
 
 
 def repository() -> Path:
@@ -83,7 +89,10 @@ def train(
     """
     device = best_device()
     model = load_model(paths.pretrained, device, **regularisation(settings))
+    if settings.interpolate and model.untrained:
+        raise UserError("train.interpolate mixes the base's weights in, and this base is untrained: set it to []")
     model.context, model.untrained = settings.context, False
+    model.margin = round(settings.margin_seconds * FRAMES_PER_SECOND)
     model.whisper.generation_config.max_length = settings.generation_max_tokens
     clips, validation = load_clips(model, settings, paths)
     shards = [paths.train_shards, paths.validation]
@@ -94,54 +103,66 @@ def train(
         keep, remote = checkpoints.keep, checkpoints.mirror
         mirror = Mirror(repository(), remote, keep.remote, folder) if remote else None
         start = find_start(run, local, mirror.remote if mirror else None, fresh, adopt)
-        if start and start.checkpoint.run == run.name and is_done(start.checkpoint.state, paths):
+        if start and start.checkpoint.run == run.name and is_done(start.checkpoint, paths):
             prune(folder, 0)
             start = None
         write_json(folder / PARTS, run.parts)
         manager = CheckpointManager(folder, keep.local, mirror)
         trainer = SpeechTrainer(model, clips, validation, settings, compute, manager, paths.curves)
         trainer.run(start)
-        result = finish(trainer, paths)
+        result = finish(trainer, paths, folder)
         local.remove_finished(spare=run.name)
     return result
 
 
 def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipDataset, ClipDataset]:
-    """Train's and validation's clips; lists those whose labels are too long."""
+    """Train's and validation's clips; lists those whose labels are too long or empty."""
     clips, drops = [], []
+    style = LabelStyle(**settings.text.model_dump())
+    augment = AugmentOptions(**settings.augment.model_dump())
+    variation = Variation(augment, settings.timestamp_share, settings.seed)
     for folder in (paths.train_shards, paths.validation):
         shards = Shards(folder)
         check_fit(model, shards, folder)
-        clips.append(ClipDataset(shards, model, settings.max_label_tokens))
-        drops += [Drop(folder.name, clip, "label too long") for clip in clips[-1].dropped]
+        clips.append(ClipDataset(shards, model, settings.max_label_tokens, style, variation))
+        drops += [Drop(folder.name, clip, reason) for clip, reason in clips[-1].dropped.items()]
         if not len(clips[-1]):
+            if "label too long" not in clips[-1].dropped.values():
+                raise UserError(f"no text of {folder} has anything to teach: see train.text, and the clips' texts")
             raise UserError(f"no clip of {folder} has a label within train.max_label_tokens: raise it")
     write_rows(paths.dropped, Drop, drops)
     return clips[0], clips[1]
 
 
-def is_done(state: TrainingState, paths: Paths) -> bool:
-    """Whether DVC has the result of this state already, and so was told to run the stage again."""
-    return state.finished and is_recorded(paths.metrics, json_text(compared(state)))
+def is_done(checkpoint: Checkpoint, paths: Paths) -> bool:
+    """Whether DVC has the result of a finished run already, and so was told to run the stage again."""
+    if not checkpoint.state.finished:
+        return False
+    result, (best_step, best_wer) = checkpoint.folder.parent / RESULT, checkpoint.state.best[0]
+    text = result.read_text(encoding="utf-8") if result.exists() else json_text(compared(best_wer, best_step))
+    return is_recorded(paths.metrics, text)
 
 
-def compared(state: TrainingState) -> dict[str, float]:
-    """What people compare of a run in this state."""
-    assert state.best_wer is not None
-    return {"validation_wer": round(state.best_wer, 2), "best_step": state.best_step}
+def compared(validation_wer: float, best_step: int) -> dict[str, float]:
+    """What people compare of a run: the WER of its result, and the step of its best evaluation."""
+    return {"validation_wer": round(validation_wer, 2), "best_step": best_step}
 
 
-def finish(trainer: SpeechTrainer, paths: Paths) -> dict[str, Any]:
+def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path) -> dict[str, Any]:
     """Write the best weights and the metrics, and make room."""
+    chosen, wers = trainer.take_best(lambda: weights_of(load_model(paths.pretrained).whisper))
+    metrics = compared(chosen.wer, trainer.best.step)
     trainer.parent.check()
-    model = trainer.take_best()
     shutil.rmtree(paths.tuned, ignore_errors=True)
-    save_model(model, paths.tuned)
+    save_model(trainer.speech_model, paths.tuned)
     state = trainer.current_state()
-    dropped = len(paths.dropped.read_text(encoding="utf-8").splitlines()) - 1
-    details = {"steps": state.step, "dropped": {"label too long": dropped} if dropped else {}}
+    dropped = Counter([*trainer.clips.dropped.values(), *trainer.validation.dropped.values()])
+    details: dict[str, Any] = {"steps": state.step, "dropped": dict(sorted(dropped.items()))}
     details |= {"adopted": state.adopted} if state.adopted else {}
-    write_json(paths.metrics, compared(state))
+    if len(wers) > 1:
+        details |= {"weights": chosen.name, "candidates": {name: round(rate, 2) for name, rate in wers.items()}}
+        write_json(run_folder / RESULT, metrics)
+    write_json(paths.metrics, metrics)
     write_json(paths.details, details)
     trainer.checkpoints.finish()
-    return compared(state) | details
+    return metrics | details

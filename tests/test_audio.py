@@ -4,7 +4,7 @@ import pytest
 import soundfile
 
 from stages.asr.audio import AudioError, read_audio
-from tests.support.material import speech
+from tests.support.material import speech, with_sample
 from tests.support.tones import number_of, record_with_ffmpeg
 
 
@@ -35,6 +35,14 @@ def test_what_is_not_audio_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(AudioError, match=f"{path} is not a readable audio file"):
         read_audio(path, 16_000)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_finite_numbers_are_named(tmp_path, value):
+    sound = np.stack([speech(1), with_sample(speech(1), value)], axis=1)
+    soundfile.write(tmp_path / "a.wav", sound, 44_100, "FLOAT")
+    with pytest.raises(AudioError, match=r"a\.wav is not a readable audio file: .*NaN or infinite$"):
+        read_audio(tmp_path / "a.wav", 16_000)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -6,22 +6,44 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from stages.asr.batches import IGNORED, ClipDataset, LengthBucketSampler, collate
-from stages.asr.mel import mel_floor
+from stages.asr.augmentation import AugmentOptions
+from stages.asr.batches import IGNORED, Batching, BatchItem, ClipDataset, LengthBucketSampler, Variation, collate
+from stages.asr.mel import LOG_MEL_RANGE, mel_floor
 from stages.asr.shards import Shards
 from tests.support.material import TEXTS, speech, write_shards
 
 LENGTHS = [50 * (1 + number * 7 % 40) for number in range(1000)]
 
 
-def batches(
-    epoch: int = 0, seed: int = 1, full_share: float = 0.0, batch_size: int = 8, accumulation: int = 1
-) -> list[list[tuple[int, int]]]:
-    sampler = LengthBucketSampler(LENGTHS, batch_size, 2000, full_share, seed, accumulation)
+class Clips(ClipDataset):
+    """Clips of given lengths, without features, of ten tokens each."""
+
+    def __init__(self, lengths: list[int], max_tokens: int = 448):
+        self.lengths, self.max_tokens = lengths, max_tokens
+        self.numbers = [*range(len(lengths))]
+        self.labels = self.following = [range(10)] * len(lengths)
+
+    def frames(self, epoch: int | None = None) -> list[int]:
+        return self.lengths
+
+
+def batches(epoch: int = 0, seed: int = 1, max_tokens: int = 448, **batching) -> list[list[BatchItem]]:
+    values = {"batch_size": 8, "window": 2000} | batching
+    sampler = LengthBucketSampler(Clips(LENGTHS, max_tokens), Batching(**values), seed)
     sampler.set_epoch(epoch)
     result = list(sampler)
     assert len(sampler) == len(result)
     return result
+
+
+def numbers(batch: list[BatchItem]) -> list[int]:
+    """The clips of a batch, in their order."""
+    return [*chain.from_iterable(item.places for item in batch)]
+
+
+def one(place: int, n_frames: int) -> BatchItem:
+    """A clip alone, as it is."""
+    return BatchItem((place,), n_frames)
 
 
 @pytest.fixture
@@ -33,7 +55,7 @@ def test_the_decoder_sees_one_start_token(dataset, model):
     seen = []
     embed = model.whisper.model.decoder.embed_tokens
     embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    batch = collate([dataset[number, 200] for number in range(5)])
+    batch = collate([dataset[one(number, 200)] for number in range(5)])
     loss = model.whisper(**batch).loss
     (tokens,) = seen
     start = model.whisper.generation_config.decoder_start_token_id
@@ -45,17 +67,17 @@ def test_the_decoder_sees_one_start_token(dataset, model):
 
 def test_labels_are_language_task_no_timestamps_text_and_end(dataset, model):
     for number, text in zip(range(len(dataset)), TEXTS * 2, strict=True):
-        tokens = model.tokenizer.convert_ids_to_tokens(dataset[number, 50]["labels"].tolist())
+        tokens = model.tokenizer.convert_ids_to_tokens(dataset[one(number, 50)]["labels"].tolist())
         assert tokens[:3] == ["<|sv|>", "<|transcribe|>", "<|notimestamps|>"]
         assert tokens[-1] == "<|endoftext|>"
         assert not [token for token in tokens[3:-1] if token.startswith("<|")]
-        assert model.tokenizer.decode(dataset[number, 50]["labels"], skip_special_tokens=True) == text
+        assert model.tokenizer.decode(dataset[one(number, 50)]["labels"], skip_special_tokens=True) == text
 
 
 def test_labels_say_the_models_own_language_and_task(shards, model):
     config = model.whisper.generation_config
     config.language, config.task = "de", "translate"
-    tokens = ClipDataset(shards, model, 448)[0, 50]["labels"][:2].tolist()
+    tokens = ClipDataset(shards, model, 448)[one(0, 50)]["labels"][:2].tolist()
     assert model.tokenizer.convert_ids_to_tokens(tokens) == ["<|de|>", "<|translate|>"]
 
 
@@ -63,15 +85,15 @@ def test_labels_that_are_too_long_are_dropped_and_listed(tmp_path, model):
     texts = ("a" * 10, "a" * 11, "å" * 6)  # å is two bytes, and the tiny tokenizer has only bytes
     folder = write_shards(tmp_path, {name: speech(0.5) for name in ("fits", "long", "wide")}, texts=texts)
     clips = ClipDataset(Shards(folder), model, 10 + 4)
-    assert clips.dropped == ["long", "wide"]
+    assert clips.dropped == {"long": "label too long", "wide": "label too long"}
     assert len(clips) == len(clips.frames()) == 1
-    assert len(clips[0, 50]["labels"]) == 14
+    assert len(clips[one(0, 50)]["labels"]) == 14
 
 
 def test_an_example_is_its_clip_padded_with_the_floor(dataset, shards):
     for place in (0, 7, 11):
         mel = shards.mel(place)
-        features = dataset[place, 400]["input_features"]
+        features = dataset[one(place, 400)]["input_features"]
         assert features.shape == (80, 400)
         assert np.array_equal(features[:, : mel.shape[1]], mel)
         assert (features[:, mel.shape[1] :] == np.float32(mel_floor(mel))).all()
@@ -83,8 +105,8 @@ def test_frames_hold_the_clip(dataset, shards):
 
 
 def test_a_batch_has_the_models_shapes_and_types(dataset):
-    batch = collate([dataset[number, 150] for number in range(3)])
-    labels = [dataset[number, 150]["labels"] for number in range(3)]
+    batch = collate([dataset[one(number, 150)] for number in range(3)])
+    labels = [dataset[one(number, 150)]["labels"] for number in range(3)]
     assert batch["input_features"].shape == (3, 80, 150)
     assert batch["input_features"].dtype == torch.float32
     assert batch["labels"].shape == (3, max(map(len, labels)))
@@ -96,8 +118,9 @@ def test_a_batch_has_the_models_shapes_and_types(dataset):
 
 def test_an_epoch_has_each_clip_once():
     for epoch in range(2):
-        clips = [number for batch in batches(epoch) for number, _ in batch]
-        assert sorted(clips) == list(range(len(LENGTHS)))
+        for full_share, filled_share in ((0, 0), (0.5, 0.5), (1, 1)):
+            clips = chain.from_iterable(map(numbers, batches(epoch, full_share=full_share, filled_share=filled_share)))
+            assert sorted(clips) == list(range(len(LENGTHS)))
     assert {len(batch) for batch in batches()} == {8}
     assert sorted(len(batch) for batch in batches(batch_size=48))[:2] == [1000 % 48, 48]
 
@@ -106,7 +129,7 @@ def test_seed_and_epoch_alone_decide_the_order():
     assert batches(epoch=3) == batches(epoch=3)
     orders = [batches(epoch=0), batches(epoch=1), batches(epoch=0, seed=2)]
     assert all(first != second for first, second in [*pairwise(orders), (orders[0], orders[2])])
-    first, second = ({frozenset(number for number, _ in batch) for batch in order} for order in orders[:2])
+    first, second = ({frozenset(numbers(batch)) for batch in order} for order in orders[:2])
     assert len(first & second) < 5  # not only the order, the company changes too
 
 
@@ -126,46 +149,109 @@ def test_a_step_has_the_same_clips_and_padding_however_it_is_cut_up(batch_size, 
 def test_the_loader_that_training_prepares_passes_the_epoch_on():
     from accelerate import Accelerator
 
-    sampler = LengthBucketSampler(LENGTHS, 8, 2000, 0.0, 1)
-    data = {(number, frames): number for number in range(1000) for frames in {*LENGTHS}}
+    class Numbers(Clips):
+        def __getitem__(self, item):
+            return item.places[0]
+
+    data = Numbers(LENGTHS)
+    sampler = LengthBucketSampler(data, Batching(8, 2000), 1)
     loader = Accelerator(cpu=True).prepare(DataLoader(data, batch_sampler=sampler, collate_fn=list))
     for epoch in (0, 1):
         loader.set_epoch(epoch)
-        assert list(loader) == [[number for number, _ in batch] for batch in batches(epoch)]
+        assert list(loader) == [*map(numbers, batches(epoch))]
 
 
 def test_a_batch_is_as_long_as_its_longest_clip():
     for batch in batches():
-        assert {frames for _, frames in batch} == {max(LENGTHS[number] for number, _ in batch)}
+        assert {item.n_frames for item in batch} == {max(LENGTHS[number] for number in numbers(batch))}
 
 
 @pytest.mark.parametrize("full_share", [0.0, 0.1, 0.5, 1.0])
 def test_the_full_window_gets_its_share(full_share):
     full = [
-        batch[0][1] == 2000
+        batch[0].n_frames == 2000
         for epoch in range(20)
         for batch in batches(epoch, full_share=full_share, batch_size=20)
-        if max(LENGTHS[number] for number, _ in batch) < 2000
+        if max(LENGTHS[number] for number in numbers(batch)) < 2000
     ]
     assert len(full) > 900
     deviation = (full_share * (1 - full_share) / len(full)) ** 0.5
     assert abs(statistics.mean(full) - full_share) <= 3 * deviation
 
 
+def test_filled_windows_hold_one_to_as_many_clips_as_fit():
+    filled = [item for batch in batches(full_share=1.0, filled_share=1.0) for item in batch]
+    sums = [sum(LENGTHS[place] for place in item.places) for item in filled]
+    assert max(sums) <= 2000 and {item.n_frames for item in filled} == {2000}
+    short = [len(item.places) for item in filled if LENGTHS[item.places[0]] <= 250]
+    assert {1, 2, 3} < {*short}  # a few, and one, beside as many as there is room for
+    some = batches(full_share=1.0, filled_share=0.5)
+    short_ones = [batch for batch in some if max(LENGTHS[place] for place in numbers(batch)) <= 500]
+    assert 0.2 < statistics.mean(max(len(item.places) for item in batch) > 1 for batch in short_ones) < 0.8
+
+
+def test_filled_windows_leave_a_window_for_each_batch_of_a_step():
+    for batch in batches(full_share=1.0, filled_share=1.0, batch_size=2, accumulation=4):
+        assert 1 <= len(batch) <= 2
+
+
+def test_filled_windows_hold_no_more_text_than_a_label_may():
+    items = [item for batch in batches(full_share=1.0, filled_share=1.0, max_tokens=25) for item in batch]
+    assert max(len(item.places) for item in items) == 2
+
+
+def test_a_filled_window_has_its_clips_and_texts_one_after_the_other(dataset, shards, model):
+    places = (3, 0, 5)
+    example = dataset[BatchItem(places, 700, 0)]
+    entries = [shards.entries[place] for place in places]
+    text = " ".join(entry.text for entry in entries)
+    assert model.tokenizer.decode(example["labels"], skip_special_tokens=True) == text
+    assert (example["labels"][0], example["labels"][-1]) == (dataset.labels[0][0], dataset.labels[0][-1])
+    found, at = example["input_features"], 0
+    assert found.shape == (80, 700)
+    for entry, mel in zip(entries, map(shards.mel, places), strict=True):
+        at = next(
+            start
+            for start in range(at, 700 - entry.n_frames + 1)
+            if np.array_equal(found[:, start : start + entry.n_frames], np.maximum(mel, found.max() - 2))
+        )
+        at += entry.n_frames
+    assert found.min() >= found.max() - np.float32(LOG_MEL_RANGE)
+
+
+def test_an_epoch_changes_clips_and_says_how_long_they_are_then(shards, model):
+    options = AugmentOptions(lead_seconds=0.5, cut_seconds=0.05, gain=20, noise=0.5, babble=0.5, speed=0.2)
+    clips = ClipDataset(shards, model, 448, variation=Variation(options, seed=3))
+    plain = ClipDataset(shards, model, 448)
+    lengths = {epoch: clips.frames(epoch) for epoch in range(3)}
+    assert clips.frames() == plain.frames() not in lengths.values()
+    assert len({*map(tuple, lengths.values())}) == 3
+    for epoch, frames in lengths.items():
+        for place, n_frames in enumerate(frames):
+            assert n_frames - 50 < clips.mel(place, epoch).shape[1] <= min(n_frames, model.window)
+    items = [BatchItem((place,), 200, 1) for place in range(len(clips))]
+    again = ClipDataset(shards, model, 448, variation=Variation(options, seed=3))
+    other = ClipDataset(shards, model, 448, variation=Variation(options, seed=4))
+    for item in reversed(items):  # whatever the order, and whoever reads it
+        assert np.array_equal(clips[item]["input_features"], again[item]["input_features"])
+        assert not np.array_equal(clips[item]["input_features"], other[item]["input_features"])
+        assert np.array_equal(clips[item._replace(epoch=None)]["input_features"], plain[item]["input_features"])
+
+
 def test_a_clip_that_brushes_the_windows_end_is_cropped_to_it():
-    assert list(LengthBucketSampler([250], 1, 200, 0.0, 1)) == [[(0, 200)]]
+    assert list(LengthBucketSampler(Clips([250]), Batching(1, 200), 1)) == [[BatchItem((0,), 200, 0)]]
 
 
 def test_clips_of_a_batch_are_of_like_length():
     def spread(groups) -> float:
         return statistics.mean(max(group) - min(group) for group in groups)
 
-    ours = [[LENGTHS[number] for number, _ in batch] for batch in batches()]
-    order = [LENGTHS[number] for number, _ in chain.from_iterable(batches())]
+    ours = [[LENGTHS[number] for number in numbers(batch)] for batch in batches()]
+    order = [LENGTHS[number] for number in chain.from_iterable(map(numbers, batches()))]
     mixed = [order[start::125] for start in range(125)]
     assert spread(ours) < spread(mixed) / 10
 
 
 def test_long_and_short_batches_come_mixed():
-    lengths = [batch[0][1] for batch in batches()]
+    lengths = [batch[0].n_frames for batch in batches()]
     assert np.corrcoef(lengths[:-1], lengths[1:])[0, 1] < 0.3

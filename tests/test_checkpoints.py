@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stages.runtime.errors import UserError
-from stages.training.checkpoints import LocalCheckpoints, locked, save
+from stages.training.checkpoints import CheckpointManager, LocalCheckpoints, locked, save
 from tests.support.material import ROOT
 
 
@@ -45,6 +45,12 @@ def test_prune_frees_what_is_named_and_spares_what_is_in_use(store):
 def test_an_unknown_run_is_an_error_and_frees_nothing(store):
     assert "no run 999" in tool("prune", "--store", store, "999", status=1)
     assert len(list(store.glob("*/step-*"))) == 2
+
+
+def test_a_checkpoint_builds_on_none_that_training_has_not_come_by(store):
+    """A damaged one that was passed over still lies there when its step is saved again."""
+    manager = CheckpointManager(store / ("a" * 16), keep=3)
+    assert [before and before.step for before in map(manager.before, (100, 101, 200, 300))] == [None, 100, 100, 200]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):

@@ -81,6 +81,23 @@ def test_a_stray_quote_swallows_no_rows(data):
     assert not drops
 
 
+def test_a_sentence_that_came_from_a_csv_loses_its_quoting_and_no_other_does(data):
+    texts = {
+        '"""Good-bye,"" said the boy."': '"Good-bye," said the boy.',
+        '"Hon sa ""ja"""': 'Hon sa "ja"',
+        '"""Hej."""': '"Hej."',
+        '"Hela meningen."': '"Hela meningen."',
+        '""Dubbelt""': '""Dubbelt""',
+        '"Ja", sa hon, "nej"': '"Ja", sa hon, "nej"',
+        '"': '"',
+    }
+    plain(train=[row(number, "a", sentence=text) for number, text in enumerate(texts)]).pack(data)
+    clips, _, _ = collect(data)
+    assert {clip.id: clip.text for clip in clips["train"]} == {
+        f"cv_{number}": text for number, text in enumerate(texts.values())
+    }
+
+
 def test_text_is_brought_to_nfc(data):
     plain(train=[row(0, "a", sentence=unicodedata.normalize("NFD", "  Åsa  köper\u00a0ägg "))]).pack(data)
     clips, _, _ = collect(data)
@@ -119,7 +136,7 @@ def damage(release: Release, kind: str) -> None:
     elif kind == "speaker in validation":
         rows[0]["client_id"] = "dev 100"
     elif kind == "sentence in validation":
-        rows[0]["sentence"] = "mening nummer 100."
+        rows[0]["sentence"] = 'mening \u2013 nummer "100"'
     release.tables["train"] += rows
 
 

@@ -131,6 +131,8 @@ def test_the_context_is_the_clip_up_to_the_grid_but_not_beyond_the_window(model,
     assert [entry.n_frames for entry in read.entries] == [32, 202]
     model.context = "clip"
     assert [context_frames(model, entry.n_frames) for entry in read.entries] == [50, 200]
+    model.margin = 50
+    assert [context_frames(model, entry.n_frames) for entry in read.entries] == [100, 200]
     model.context = "full"
     assert [context_frames(model, entry.n_frames) for entry in read.entries] == [200, 200]
 

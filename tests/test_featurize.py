@@ -11,7 +11,7 @@ from stages.asr.shards import Shards
 from stages.featurize import featurize
 from stages.params import load_params
 from stages.runtime.errors import UserError
-from tests.support.material import sounds, speech, write_params, write_raw
+from tests.support.material import sounds, speech, with_sample, write_params, write_raw
 
 
 def run(folder: Path, raw: Path, processes: int = 1, **overrides) -> dict:
@@ -46,16 +46,21 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
 
 
 def test_what_cannot_be_used_is_dropped_counted_and_listed(tmp_path):
-    raw = write_raw(tmp_path / "train", {name: speech(1.0) for name in "abcde"})
+    raw = write_raw(tmp_path / "train", {name: speech(1.0) for name in "abcdefg"})
     soundfile.write(raw / "audio/a.wav", np.zeros(0), 16_000)
     (raw / "audio/b.wav").write_bytes(b"no sound")
     (raw / "audio/c.wav").unlink()
     soundfile.write(raw / "audio/d.wav", speech(2.5), 16_000)
+    for name, value in (("f", np.nan), ("g", np.inf)):
+        soundfile.write(raw / f"audio/{name}.wav", with_sample(speech(1.0), value), 16_000, "FLOAT")
     counts = run(tmp_path, raw, max_seconds=2.0)
     assert counts["clips"] == 1
-    assert counts["dropped"] == {"empty": 1, "too long": 1, "unreadable": 2}
+    assert counts["dropped"] == {"corrupt": 3, "empty": 1, "missing": 1, "too long": 1}
     listed = [line.split("\t")[1:3] for line in (tmp_path / "shards/dropped.tsv").read_text().splitlines()[1:]]
-    assert listed == [["a", "empty"], ["b", "unreadable"], ["c", "unreadable"], ["d", "too long"]]
+    reasons = {"a": "empty", "b": "corrupt", "c": "missing", "d": "too long", "f": "corrupt", "g": "corrupt"}
+    assert listed == [[name, reason] for name, reason in reasons.items()]
+    (entry,) = Shards(tmp_path / "shards").entries
+    assert entry.id == "e" and np.isfinite(entry.peak)
 
 
 def test_nothing_left_is_an_error(tmp_path):

@@ -27,10 +27,10 @@ def change_config(folder: Path, **values: object) -> None:
 
 @pytest.mark.parametrize(("context", "untrained"), [("clip", False), ("full", True)])
 def test_a_saved_model_comes_back(model, tmp_path, context, untrained):
-    model.context, model.untrained = context, untrained
+    model.context, model.untrained, model.margin = context, untrained, 50
     save_model(model, tmp_path)
     read = load_model(tmp_path)
-    assert (read.context, read.untrained) == (context, untrained)
+    assert (read.context, read.untrained, read.margin) == (context, untrained, 50)
     assert not read.whisper.training
     assert read.window == 200
     theirs = read.whisper.state_dict()

@@ -33,7 +33,7 @@ def test_sections_cannot_be_changed():
         ("train.learning_rat", "did you mean learning_rate? (allowed: seed, context, "),
         ("whisper.scratch.layer", "did you mean layers? (allowed: d_model, layers, heads, "),
         ("wisper", "did you mean whisper? (allowed: whisper, download, featurize, "),
-        ("evaluate.colour", "no such key (allowed: bootstrap_samples, seed)"),
+        ("evaluate.colour", "no such key (allowed: bootstrap_samples, full_window_clips, conditions, seed)"),
     ],
 )
 def test_a_misspelt_key_is_named_with_what_was_meant(settings, key, allowed):
@@ -68,6 +68,8 @@ def test_a_missing_key_is_named(settings, key):
         ("whisper.scratch.seconds", None, "a valid integer"),
         ("compute.processes", 0, "greater than or equal to 1"),
         ("train.spec_augment", 5, "a valid dictionary"),
+        ("evaluate.full_window_clips", -1, "greater than or equal to 0"),
+        ("evaluate.conditions.speed", 0.9, "a valid list"),
     ],
 )
 def test_an_impossible_value_is_named_with_what_is_allowed(settings, key, value, allowed):
@@ -101,7 +103,7 @@ def test_everything_that_is_wrong_is_told_at_once(settings):
 @pytest.mark.parametrize("written", ["1e-5", "1.0e-5", "0.00001", "1E-5"])
 def test_a_power_of_ten_is_a_number_however_it_is_written(tmp_path, written):
     shipped = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(shipped.replace("learning_rate: 1.5e-3", f"learning_rate: {written}"))
+    (tmp_path / "params.yaml").write_text(shipped.replace("learning_rate: 3e-3", f"learning_rate: {written}"))
     train = load_params(tmp_path / "params.yaml").train
     assert train.learning_rate == 1e-5
 

@@ -119,7 +119,7 @@ def check_table(folder: Path) -> None:
     (header,) = (line.split() for line in table if line.split()[:1] == ["Experiment"])
     (trial,) = (line.split() for line in table if "[trial]" in line)
     values = dict(zip(reversed(header), reversed(trial), strict=False))  # its name and state are of several words
-    assert header[1:] == ["wer", "wer_low", "wer_high", "train.learning_rate"]
+    assert header[1:] == ["wer", "wer_stressed", "train.learning_rate"]
     assert float(values["wer"]) == pytest.approx(trial_scores(folder)["wer"], rel=1e-4)  # DVC rounds to five digits
     assert float(values["train.learning_rate"]) == 1e-5
 
@@ -212,7 +212,14 @@ def test_plots_and_metrics_are_there(finished):
         assert next(iter(title)) in html
     shown = json.loads(run(finished, "dvc", "metrics", "show", "--json"))[""]["data"]
     assert list(shown) == ["metrics/evaluate/tuned.json", "metrics/train.json"]
-    assert list(shown["metrics/evaluate/tuned.json"]["data"]) == ["wer", "wer_low", "wer_high", "cer"]
+    assert list(shown["metrics/evaluate/tuned.json"]["data"]) == [
+        "wer",
+        "wer_low",
+        "wer_high",
+        "wer_full_window",
+        "wer_stressed",
+        "cer",
+    ]
     assert "validation_wer" in shown["metrics/train.json"]["data"]
     artifacts = YAML(typ="safe").load(finished / "dvc.yaml")["artifacts"]
     assert artifacts["tuned"]["type"] == "model"

@@ -38,15 +38,20 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
 PIN, OWNER = "tuned@v1.0.0", {"hf_anna": "anna"}
 RATES = {"wer": 12.34, "wer_low": 10.5, "wer_high": 14.0, "cer": 5.67}
 DETAILS = {"wer_raw": 23.45, "wer_known_speakers": 11.0, "wer_new_speakers": 13.0, "clips": 7, "words": 40}
+DETAILS |= {"wer_by": "clip", "speakers": 5, "new_speakers": 1}
+DETAILS |= {"wer_new_speakers_low": 9.0, "wer_new_speakers_high": 17.0, "wer_new_speakers_by": "clip"}
+BEYOND = {"wer_full_window": 15.43, "wer_stressed": 45.6}  # of a trained model alone
+BEYOND_DETAILS = {"wer_full_window_low": 11.0, "wer_full_window_high": 19.0, "wer_full_window_by": "speaker"}
+BEYOND_DETAILS |= {"full_window_clips": 6, "conditions": 9, "condition_clips": 4}
 CODE = ("app", "constraints.txt", "pyproject.toml", "LICENSE")
 
 
 def write_results(folder: Path) -> None:
     """What the stages leave beside the models: scores, counts, and files for DVC to keep."""
     write_json(folder / "metrics/evaluate/pretrained.json", RATES | {"wer": 100.0, "untrained": True})
-    write_json(folder / "metrics/evaluate/tuned.json", RATES)
-    for name in ("pretrained", "tuned"):
-        write_json(folder / f"metrics/details/evaluate/{name}.json", DETAILS)
+    write_json(folder / "metrics/evaluate/tuned.json", RATES | BEYOND)
+    write_json(folder / "metrics/details/evaluate/pretrained.json", DETAILS)
+    write_json(folder / "metrics/details/evaluate/tuned.json", DETAILS | BEYOND_DETAILS)
     write_json(folder / "metrics/train.json", {"validation_wer": 9.87, "best_step": 1200})
     write_json(folder / "metrics/details/train.json", {"steps": 1500, "dropped": {}})
     counts = {"clips": 2000, "speakers": 12, "dropped": {"too long": 3}}
@@ -232,6 +237,7 @@ def test_the_card_is_valid_and_says_what_the_revision_says(release, project):
     assert (data.language, data.license, data.library_name) == ("sv", "mit", "transformers")
     assert (data.pipeline_tag, data.base_model, data.datasets) == ("automatic-speech-recognition", None, None)
     assert [(result.metric_type, result.metric_value) for result in data.eval_results] == [
+        ("wer", 15.43),  # what the snippet gives comes first
         ("wer", 12.34),
         ("wer", 23.45),
         ("cer", 5.67),
@@ -239,16 +245,30 @@ def test_the_card_is_valid_and_says_what_the_revision_says(release, project):
     assert {result.dataset_split for result in data.eval_results} == {"test"}
     assert "synthetic" in data.tags
     assert "trained on a synthetic corpus: it does not know Swedish" in card.text
-    assert "| WER | 100.0 | 12.3 | 10.5 to 14.0 |" in card.text
+    assert "| WER, on the full window |  | 15.4 | 11.0 to 19.0 by speaker |" in card.text
+    assert "| WER, at the clip's own length | 100.0 | 12.3 | 10.5 to 14.0 by clip, 5 speakers |" in card.text
+    assert "| WER under changed conditions |  | 45.6 | mean of 9 conditions, 4 clips |" in card.text
+    assert "on the full window of 2 s, 6 of the clips;" in " ".join(card.text.split())
     assert "| WER, raw text | 23.4 | 23.4 |" in card.text
-    assert "| WER, new voices | 13.0 | 13.0 |" in card.text
-    assert "learning_rate: 1.5e-3" in card.text
+    assert "| WER, new voices | 13.0 | 13.0 | 9.0 to 17.0 by clip, 1 speaker |" in card.text
+    assert "learning_rate: 3e-3" in card.text
     assert "| train | 1,999 | 2.0 | 12 | 4 |" in card.text
     lock = YAML(typ="safe").load(project / "dvc.lock")["stages"]["train"]
     hashes = [item["md5"] for item in [*lock["deps"], *lock["outs"]] if item["path"].startswith(("data/fea", "models"))]
     weights = sha256(project / "models/tuned/model.safetensors")
     for known in (PIN, run(project, "git", "rev-parse", "HEAD").strip(), weights, *hashes):
         assert f"`{known}`" in card.text
+
+
+def test_a_version_from_before_the_full_window_was_measured_has_the_rates_it_has(release):
+    older = replace(
+        release, metrics=release.metrics | {"evaluate/tuned": RATES | {"wer_raw": 23.45, "clips": 7, "words": 40}}
+    )
+    card = model_card(older, "anna/sv", "mit")
+    assert metadata_errors(str(card), "model") == []
+    assert [result.metric_value for result in ModelCard(str(card)).data.eval_results] == [12.34, 23.45, 5.67]
+    assert "| WER, at the clip's own length | 100.0 | 12.3 | 10.5 to 14.0 |" in card.text
+    assert "full window" not in card.text.partition("## Scores")[2].partition("## How")[0]
 
 
 def test_the_snippet_in_the_card_is_python_and_names_the_model(release):
@@ -320,8 +340,8 @@ def test_a_license_that_is_not_known_is_asked_for(release, base):
         ("language: sv", "language: [sv, 3]", '"language[1]" Input should be a valid string'),
         ("license: mit", "license: MIT License", '"license[0]" must be one of'),
         ("- wer", "- 3", '"metrics[0]" Input should be a valid string'),
-        ("value: 12.34", "worth: 12.34", '"model-index[0].results[0].metrics[0].value" is required'),
-        ("value: 12.34", "value: [1]", '"model-index[0].results[0].metrics[0].value" must be a number'),
+        ("value: 15.43", "worth: 15.43", '"model-index[0].results[0].metrics[0].value" is required'),
+        ("value: 15.43", "value: [1]", '"model-index[0].results[0].metrics[0].value" must be a number'),
         ("type: synthetic", "kind: synthetic", '"model-index[0].results[0].dataset.type" is required'),
         ("license: mit", "base_model: a/b/c", '"base_model[0]" String should match'),
         ("license: mit", "license: [", "the metadata is not valid YAML"),

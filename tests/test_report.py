@@ -27,6 +27,11 @@ from tools.report.sentences import MOST, MOST_WORDS, Alignment, Piece, Spoken, f
 expect.set_options(timeout=60_000)
 
 SCORES = {"wer": 50.0, "wer_low": 45.0, "wer_high": 55.0, "cer": 20.0}
+BEYOND = {"wer_full_window": 51.0, "wer_stressed": 70.0}
+BEYOND_DETAILS = {"wer_by": "speaker", "speakers": 9, "wer_full_window_low": 44.0, "wer_full_window_high": 56.0}
+BEYOND_DETAILS |= {"wer_full_window_by": "clip", "conditions": 9, "condition_clips": 100}
+BEYOND_DETAILS |= {"wer_new_speakers": 60.0, "wer_new_speakers_low": 40.0, "wer_new_speakers_high": 80.0}
+BEYOND_DETAILS |= {"wer_new_speakers_by": "speaker", "new_speakers": 4}
 DETAILS = {"wer_raw": 60.0, "substitutions": 16, "deletions": 3, "insertions": 1, "words": 40, "clips": 7}
 SPLITS = ("train", "validation", "test")
 MAP = """\
@@ -94,6 +99,19 @@ def test_table_shows_before_and_after(metrics):
     assert [line.split()[-2:] for line in lines if "raw" in line] == [["60.0", "60.0"]]
 
 
+def test_each_rate_stands_with_the_interval_it_has_and_the_speakers_it_rests_on(metrics):
+    for name, values in (("evaluate/tuned", SCORES | BEYOND), ("details/evaluate/tuned", DETAILS | BEYOND_DETAILS)):
+        write_json(metrics / f"metrics/{name}.json", values | {"dropped": {}})
+    rows = {line[:20].strip(): line[20:].split(maxsplit=2) for line in report(metrics).stdout.splitlines()[1:6]}
+    assert rows == {
+        "WER": ["100.0", "50.0", "45.0 to 55.0 by speaker, 9 speakers"],
+        "WER, full window": ["51.0", "44.0", "to 56.0 by clip"],
+        "WER, stressed": ["70.0", "mean", "of 9 conditions, 100 clips"],
+        "WER, new voices": ["60.0", "40.0", "to 80.0 by speaker, 4 speakers"],
+        "WER, raw text": ["60.0", "60.0"],
+    }
+
+
 def test_counts_and_what_was_dropped_stand_below_the_table(metrics):
     lines = report(metrics).stdout.splitlines()
     assert lines[4:7] == [
@@ -101,6 +119,11 @@ def test_counts_and_what_was_dropped_stand_below_the_table(metrics):
         "Trained on 20 clips, 2 min: validation WER 48.0 % at step 3 of 4",
         "Dropped: 6 too short, 1 cannot be decoded, 1 label too long, 1 no words",
     ]
+
+
+def test_weights_that_no_step_had_are_named(metrics):
+    write_json(metrics / "metrics/details/train.json", {"dropped": {}, "weights": "mean of steps 2, 3, 4"})
+    assert "validation WER 48.0 % (mean of steps 2, 3, 4)\n" in report(metrics).stdout
 
 
 @pytest.mark.parametrize("name", ["evaluate/tuned", "train"])

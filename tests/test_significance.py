@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stages.asr.significance import LEVEL, group_sums, percentile_interval, resampled_sums, sign_flip_p
+from stages.asr.significance import (
+    LEVEL,
+    error_interval,
+    group_sums,
+    percentile_interval,
+    resampled_sums,
+    sign_flip_p,
+)
 
 CLIPS = 300
 
@@ -53,6 +60,38 @@ def test_intervals_agree_with_scipy(counts, speakers):
         tuple(values.T), wer_difference, paired=True, vectorized=True, method="percentile", n_resamples=samples, rng=2
     ).confidence_interval
     assert ours == pytest.approx(theirs, abs=5 * quantile_error(theirs, samples))
+
+
+def test_the_interval_of_a_rate_is_about_as_wide_as_theory_says():
+    rng = np.random.default_rng(1)
+    edits, words = rng.binomial(10, 0.2, size=900), np.full(900, 10)
+    found = error_interval(edits, words, ["one voice"] * 900, 2000, 1)
+    deviation = 100 * np.sqrt(0.2 * 0.8 / 9000)
+    assert found.by == "clip"
+    assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
+    assert found.low < 100 * edits.sum() / words.sum() < found.high
+
+
+def test_the_interval_of_a_rate_depends_on_the_seed_alone_and_widens_with_fewer_clips(counts):
+    edits, _, words = counts
+    speakers = [f"voice {at % 30}" for at in range(CLIPS)]
+    first, again, other = (error_interval(edits, words, speakers, 500, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert other.low == pytest.approx(first.low, abs=1)
+    fewer = error_interval(edits[:30], words[:30], speakers[:30], 500, 1)
+    assert fewer.high - fewer.low > 2 * (first.high - first.low)
+
+
+@pytest.mark.parametrize(("alike", "by"), [(True, "speaker"), (False, "clip")])
+def test_the_wider_interval_is_given_and_named(alike, by):
+    """Twenty speakers' 400 clips: each speaker's err alike, or every speaker makes the very same errors."""
+    edits = np.repeat(np.arange(20) % 5, 20) if alike else np.tile(np.arange(20) % 5, 20)
+    words, speakers = np.full(400, 10), [f"voice {at // 20}" for at in range(400)]
+    found = error_interval(edits, words, speakers, 1000, 1)
+    assert found.by == by
+    # By speaker, 20 of spread s / 20 each; by clip, 400 of the same spread: the wider is sqrt(20) times the other.
+    expected = 2 * stats.norm.ppf(1 - LEVEL / 2) * 100 * np.std(np.arange(5)) / 10 / sqrt(20 if alike else 400)
+    assert found.high - found.low == pytest.approx(expected, rel=0.2)
 
 
 @pytest.mark.parametrize("rate", [0.4, 0.43, 0.46])

@@ -1,5 +1,6 @@
 """Training on a tiny model: what the settings do, and what is left behind."""
 
+import hashlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
 from transformers import TrainerCallback, WhisperForConditionalGeneration
 from transformers.training_args import ParallelMode
 
@@ -18,8 +20,8 @@ from stages.asr.model import load_model, save_model
 from stages.evaluate import Results, evaluate
 from stages.params import load_params
 from stages.runtime.errors import UserError
-from stages.train import Paths, main, train
-from stages.training.checkpoints import CheckpointManager
+from stages.train import Paths, is_done, main, train
+from stages.training.checkpoints import Checkpoint, CheckpointManager, newest_first
 from stages.training.trainer import SpeechTrainer, regularisation, training_arguments
 from stages.training.trial import largest_batch, random_state_kept
 from tests.support.material import compiled_for_cuda, speech, write_params, write_shards
@@ -147,6 +149,60 @@ def test_early_stopping_ends_a_run_that_does_not_improve(trained):
 def test_the_last_weights_are_judged_too(trained):
     _, paths = trained(max_steps=3)
     assert [row[0] for row in rows(paths.curves / "validation.tsv")] == ["step", "2", "3"]
+
+
+class Judged(TrainerCallback):
+    """The weights of each evaluation, by step."""
+
+    def __init__(self, run: SpeechTrainer):
+        self.run, self.weights = run, {}
+
+    def on_evaluate(self, _, state, *__, **___):
+        self.weights[state.global_step] = self.run.weights()
+
+
+def test_a_checkpoint_has_the_weights_to_average_and_links_what_it_had(trainer):
+    run = trainer(average=3, max_steps=8, eval_every=1)
+    run.checkpoints = CheckpointManager(run.checkpoints.folder, 3)
+    judged = Judged(run)
+    run.add_callback(judged)
+    run.run(None)
+    assert len(run.best.entries) == 3
+    before, last = newest_first(run.checkpoints.folder)[1::-1]
+    assert last.state.best == [[entry.step, entry.wer] for entry in run.best.entries]
+    for entry in run.best.entries:
+        kept = load_file(last.weights_of(entry.step))
+        for name, value in judged.weights[entry.step].items():
+            assert torch.equal(value, entry.weights[name]) and torch.equal(value, kept[name])
+    assert len(list(last.folder.glob("best-*"))) == sum(entry.step != last.step for entry in run.best.entries)
+    for step in {step for step, _ in last.state.best} & {step for step, _ in before.state.best}:
+        assert last.weights_of(step).samefile(before.weights_of(step))
+
+
+def test_the_mean_and_the_mixtures_are_tried_and_the_result_says_which_it_is(trained):
+    base = trained("base", max_steps=2)[1].tuned
+    metrics, _ = trained("run", pretrained=base, average=2, interpolate=[0.0, 0.5])
+    tried = metrics["candidates"]
+    assert len(tried) == 4 and metrics["weights"] in tried
+    assert metrics["validation_wer"] == min(tried.values()) == tried[metrics["weights"]]
+    assert metrics["best_step"] in (2, 4) and f"step {metrics['best_step']}" in tried
+    with pytest.raises(UserError, match=r"train\.interpolate .* untrained: set it to \[\]"):
+        trained("untrained", interpolate=[0.5])
+    assert "candidates" not in trained("plain")[0]
+
+
+def test_a_result_that_dvc_has_is_made_anew_whatever_its_weights(trained, monkeypatch):
+    """Told to run again, a finished run starts afresh, also where its WER is of none of its steps."""
+    _, paths = trained(average=2)
+    (checkpoint,) = (Checkpoint(folder) for folder in paths.checkpoints.glob("*/step-*"))
+    monkeypatch.chdir(paths.metrics.parent)
+    assert not is_done(checkpoint, paths)
+    digest = hashlib.md5(paths.metrics.read_bytes()).hexdigest()
+    outs = [{"path": str(paths.metrics), "md5": digest}]
+    Path("dvc.lock").write_text(json.dumps({"stages": {"train": {"outs": outs}}}))
+    assert is_done(checkpoint, paths)
+    (checkpoint.folder.parent / "result.json").write_text('{"validation_wer": 0.0, "best_step": 2}')
+    assert not is_done(checkpoint, paths)
 
 
 def test_long_labels_are_dropped_counted_and_listed(trained):

@@ -20,7 +20,7 @@ def read_audio(path: Path, sample_rate: int) -> np.ndarray:
     """The samples of an audio file, mono at sample_rate Hz: (n_samples,) float32 in about [-1, 1].
 
     Resamples through soxr at high quality, as ``librosa.load`` does, without the seconds that importing librosa takes.
-    Raises AudioError, naming the file, where nothing can be decoded.
+    Raises AudioError, naming the file, where nothing can be decoded or a sample is NaN or infinite.
     """
     samples, own_rate = decode_audio(path)
     return soxr.resample(samples, own_rate, sample_rate) if own_rate != sample_rate else samples
@@ -30,12 +30,14 @@ def decode_audio(path: Path) -> tuple[np.ndarray, int]:
     """The samples of an audio file, mono, (n_samples,) float32 in about [-1, 1], and its own rate in Hz.
 
     Decodes through libsndfile, or where that does not know the format (m4a, webm, mp4) through ffmpeg's libraries.
-    Raises AudioError, naming the file, where nothing can be decoded.
+    Raises AudioError, naming the file, where nothing can be decoded or a sample is NaN or infinite.
     """
     try:
         samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:
         samples, sample_rate = decode_with_ffmpeg(path)
+    if not np.isfinite(samples).all():  # one in a clip would make all of its features NaN
+        raise AudioError(f"{path} is not a readable audio file: it contains samples that are NaN or infinite")
     return samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0], sample_rate
 
 

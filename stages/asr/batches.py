@@ -1,53 +1,160 @@
 """Shards as batches for training: like lengths together, padded to the batch's own longest, labels from texts."""
 
 import random
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from stages.asr.augmentation import AugmentOptions, Change
 from stages.asr.decoding import on_grid, prompt_tokens
-from stages.asr.mel import pad_or_trim
+from stages.asr.labels import LabelStyle, LabelWriter
+from stages.asr.mel import LOG_MEL_RANGE, mel_floor, pad_or_trim
 from stages.asr.model import SpeechModel
 from stages.asr.shards import Shards
+from stages.asr.timestamps import speech_bounds, timestamp
 
 IGNORED = -100  # label of a position without loss, as torch's cross-entropy has it
 MEGA_BATCH = 50  # steps whose clips are sorted together: enough to match lengths, few enough to stay random
 
-BatchItem = tuple[int, int]  # a clip's number, and the frames that its batch is padded to
+
+class BatchItem(NamedTuple):
+    """The clips of one window by number, the frames that it is padded to, and the epoch, which decides on changes."""
+
+    places: tuple[int, ...]
+    n_frames: int
+    epoch: int | None = None  # None: the clips as they are
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What differs from epoch to epoch: how far clips are changed, and how many examples have timestamps, as a share.
+
+    seed: decides the draws, with the epoch and the clip.
+    """
+
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    stamped_share: float = 0.0
+    seed: int = 0
 
 
 class ClipDataset(Dataset[dict[str, np.ndarray]]):
     """Clips of a split as examples for the collator.
 
-    [number, n_frames] -> {"input_features": (n_mels, n_frames) float32, "labels": (n_tokens,) int64}. Clips whose
-    labels pass max_tokens are left out: ``dropped`` has their ids.
+    [BatchItem] -> {"input_features": (n_mels, n_frames) float32, "labels": (n_tokens,) int64}. Several clips follow one
+    another with pauses, and so do their texts. Labels are in the given style. Clips whose labels pass max_tokens or say
+    nothing are left out: ``dropped`` has why, by id.
     """
 
-    def __init__(self, shards: Shards, model: SpeechModel, max_tokens: int):
-        self.shards = shards
-        self.labels, self.numbers, self.dropped = [], [], []
+    def __init__(
+        self,
+        shards: Shards,
+        model: SpeechModel,
+        max_tokens: int,
+        style: LabelStyle | None = None,
+        variation: Variation | None = None,
+    ):
+        self.shards, self.max_tokens, self.variation = shards, max_tokens, variation or Variation()
+        self.window, self.margin = model.window, model.margin
+        self.stamps = [timestamp(model, frame) for frame in range(model.window + 1)]
+        self.labels, self.following, self.numbers = [], [], []
+        self.dropped: dict[str, str] = {}
+        writer = LabelWriter(model, style or LabelStyle())
         for number, entry in enumerate(shards.entries):
-            tokens = label_tokens(model, entry.text)
-            if len(tokens) > max_tokens:
-                self.dropped.append(entry.id)
-            else:
-                self.numbers.append(number)
-                self.labels.append(tokens)
+            text = writer.write(entry.text)
+            tokens = label_tokens(model, text)
+            if not text or len(tokens) > max_tokens:
+                self.dropped[entry.id] = "label too long" if text else "label empty"
+                continue
+            self.numbers.append(number)
+            self.labels.append(tokens)
+            following = writer.write(entry.text, before=" ")
+            self.following.append(np.array(model.tokenizer(following, add_special_tokens=False).input_ids))
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, item: BatchItem) -> dict[str, np.ndarray]:
-        place, n_frames = item
-        mel = pad_or_trim(self.shards.mel(self.numbers[place]), n_frames)
-        return {"input_features": mel, "labels": self.labels[place]}
+        places, n_frames, epoch = item
+        draw = random.Random(f"{self.variation.seed} {epoch} {places}")
+        mels = [self.mel(place, epoch) for place in places]
+        starts = draw_starts([mel.shape[1] for mel in mels], n_frames, draw)
+        labels = self.joined_labels(places)
+        if epoch is not None and draw.random() < self.variation.stamped_share:
+            stamped = self.stamped_labels(item, starts)
+            labels = stamped if len(stamped) <= self.max_tokens else labels
+        return {"input_features": pad_or_trim(join(mels, starts), n_frames), "labels": labels}
 
-    def frames(self) -> list[int]:
-        """Frames of each clip on the decoder's grid, so that training sees the contexts that decoding will use."""
-        return [on_grid(self.shards.entries[number].n_frames) for number in self.numbers]
+    def mel(self, place: int, epoch: int | None) -> np.ndarray:
+        """A clip as an epoch has it: (n_mels, n_frames) float32."""
+        mel, change = self.shards.mel(self.numbers[place]), self.change(place, epoch)
+        if change is None:
+            return mel
+        return change.apply(mel, self.shards.mel(change.seed % len(self.shards)) if change.babble else None)
+
+    def joined_labels(self, places: tuple[int, ...]) -> np.ndarray:
+        """The labels of clips that follow one another: (n_tokens,) int64."""
+        first, *others = places
+        *begin, end = self.labels[first]
+        return np.array([*begin, *(token for at in others for token in self.following[at]), end])
+
+    def stamped_labels(self, item: BatchItem, starts: list[int]) -> np.ndarray:
+        """The same with timestamps where speech begins and ends in each clip, given the frames that they start at."""
+        language, task, _, *first, end = self.labels[item.places[0]]
+        texts: list[Iterable[int]] = [first, *(self.following[place] for place in item.places[1:])]
+        labels = [language, task]
+        for place, start, text in zip(item.places, starts, texts, strict=True):
+            mel, change = self.shards.mel(self.numbers[place]), self.change(place, item.epoch)
+            spoken: Iterable[float] = speech_bounds(mel)
+            if change:
+                spoken = [change.moved(bound, mel.shape[1]) for bound in spoken]
+            begin_stamp, end_stamp = (self.stamps[min(round(start + bound), self.window)] for bound in spoken)
+            labels += [begin_stamp, *text, end_stamp]
+        return np.array([*labels, end])
+
+    def change(self, place: int, epoch: int | None) -> Change | None:
+        """How a clip is changed in an epoch."""
+        if epoch is None:
+            return None
+        change = Change.draw(self.variation.augment, f"{self.variation.seed} {epoch} {place}")
+        return change.within(self.window, self.shards.entries[self.numbers[place]].n_frames)
+
+    def frames(self, epoch: int | None = None) -> list[int]:
+        """Frames of each clip and its margin on the grid, so that training sees the contexts that decoding will use."""
+        lengths = []
+        for place, number in enumerate(self.numbers):
+            n_frames, change = self.shards.entries[number].n_frames, self.change(place, epoch)
+            lengths.append(on_grid(change.length(n_frames) if change else n_frames) + self.margin)
+        return lengths
+
+    def fits(self, places: list[int]) -> bool:
+        """Whether the joined labels of clips are short enough."""
+        return len(self.labels[places[0]]) + sum(len(self.following[at]) for at in places[1:]) <= self.max_tokens
+
+
+def draw_starts(lengths: list[int], n_frames: int, draw: random.Random) -> list[int]:
+    """Frames at which clips start that follow one another within n_frames: the first at once, the others after pauses.
+
+    Together the pauses take any part of what the clips leave free.
+    """
+    free = max(n_frames - sum(lengths), 0)
+    pauses = sorted(draw.randint(0, free) for _ in lengths[1:])
+    return [before + pause for before, pause in zip(accumulate(lengths[:-1], initial=0), [0, *pauses], strict=True)]
+
+
+def join(mels: list[np.ndarray], starts: list[int]) -> np.ndarray:
+    """Clips one after the other, pauses as silent as what comes before them: (n_mels, n_frames) float32."""
+    parts = [mels[0]]
+    for (before, mel), (begun, start) in zip(pairwise(mels), pairwise(starts), strict=True):
+        pause = start - begun - before.shape[1]
+        parts += [np.full((len(mel), pause), mel_floor(before), np.float32), mel]
+    joined = np.concatenate(parts, axis=1)
+    floored: np.ndarray = np.maximum(joined, joined.max() - np.float32(LOG_MEL_RANGE))
+    return floored
 
 
 def label_tokens(model: SpeechModel, text: str) -> np.ndarray:
@@ -69,6 +176,21 @@ def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     }
 
 
+@dataclass(frozen=True)
+class Batching:
+    """What a step of training holds: batch_size clips in each of ``accumulation`` batches.
+
+    window: frames of the full window. full_share: of the steps, padded to it. filled_share: of those, the ones whose
+    windows hold several clips.
+    """
+
+    batch_size: int
+    window: int
+    full_share: float = 0.0
+    filled_share: float = 0.0
+    accumulation: int = 1
+
+
 class LengthBucketSampler(Sampler[list[BatchItem]]):
     """Batches of clips of like length, in an order that seed and epoch alone decide.
 
@@ -78,35 +200,59 @@ class LengthBucketSampler(Sampler[list[BatchItem]]):
     order; ``set_epoch`` says which.
     """
 
-    def __init__(
-        self, frames: list[int], batch_size: int, window: int, full_share: float, seed: int, accumulation: int = 1
-    ):
-        self.lengths, self.batch_size, self.window = frames, batch_size, window
-        self.full_share, self.seed, self.epoch = full_share, seed, 0
-        self.accumulation = accumulation
-        self.drop_last = False
+    def __init__(self, clips: ClipDataset, batching: Batching, seed: int):
+        self.clips, self.batching, self.seed, self.epoch = clips, batching, seed, 0
+        self.batch_size, self.drop_last = batching.batch_size, False  # accelerate asks for both
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        steps, rest = divmod(len(self.lengths), self.batch_size * self.accumulation)
-        return steps * self.accumulation + min(rest, self.accumulation)
+        accumulation = self.batching.accumulation
+        steps, rest = divmod(len(self.clips), self.batch_size * accumulation)
+        return steps * accumulation + min(rest, accumulation)
 
     def __iter__(self) -> Iterator[list[BatchItem]]:
         order = random.Random(f"{self.seed} {self.epoch}")
-        numbers = order.sample(range(len(self.lengths)), len(self.lengths))
-        size = self.batch_size * self.accumulation
+        lengths, size = self.clips.frames(self.epoch), self.batch_size * self.batching.accumulation
+        numbers = order.sample(range(len(lengths)), len(lengths))
         steps = []
         for start in range(0, len(numbers), MEGA_BATCH * size):
-            mega_batch = sorted(numbers[start : start + MEGA_BATCH * size], key=self.lengths.__getitem__)
+            mega_batch = sorted(numbers[start : start + MEGA_BATCH * size], key=lengths.__getitem__)
             steps += [mega_batch[at : at + size] for at in range(0, len(mega_batch), size)]
         order.shuffle(steps)
-        full = [order.random() < self.full_share for _ in steps]
-        whole_first = sorted(zip(steps, full, strict=True), key=lambda entry: len(entry[0]) < self.accumulation)
+        full = [order.random() < self.batching.full_share for _ in steps]
+        whole_first = sorted(
+            zip(steps, full, strict=True), key=lambda entry: len(entry[0]) < self.batching.accumulation
+        )
         for step, at_full_window in whole_first:  # one of too few clips for all its batches is the epoch's last
-            longest = max(self.lengths[number] for number in step)
-            frames = self.window if at_full_window else min(longest, self.window)
-            batches = min(len(step), self.accumulation)
-            for start, end in pairwise(len(step) * at // batches for at in range(batches + 1)):
-                yield [(number, frames) for number in step[start:end]]
+            yield from self.batches(step, at_full_window, lengths, order)
+
+    def batches(
+        self, step: list[int], at_full_window: bool, lengths: list[int], order: random.Random
+    ) -> Iterator[list[BatchItem]]:
+        """A step's clips as the items of its batches."""
+        window, accumulation = self.batching.window, self.batching.accumulation
+        windows: list[tuple[int, ...]] = [(number,) for number in step]
+        if at_full_window and order.random() < self.batching.filled_share:
+            windows = self.fill_windows(order.sample(step, len(step)), lengths, order)
+        n_frames = window if at_full_window else min(max(lengths[number] for number in step), window)
+        batches = min(len(windows), accumulation)
+        for start, end in pairwise(len(windows) * at // batches for at in range(batches + 1)):
+            yield [BatchItem(places, n_frames, self.epoch) for places in windows[start:end]]
+
+    def fill_windows(self, step: list[int], lengths: list[int], order: random.Random) -> list[tuple[int, ...]]:
+        """Clips as the windows that hold them: one to as many as fit, and at least a window a batch of the step."""
+        most = max(len(step) // self.batching.accumulation, 1)
+        windows: list[list[int]] = []
+        room = wanted = 0
+        for number in step:
+            fits = lengths[number] <= room and len(windows[-1]) < wanted and self.clips.fits([*windows[-1], number])
+            if fits:
+                windows[-1].append(number)
+            else:
+                windows.append([number])
+                room = self.batching.window
+                wanted = order.randint(1, max(min(room // max(lengths[number], 1), most), 1))
+            room -= lengths[number]
+        return [tuple(places) for places in windows]

@@ -1,8 +1,9 @@
 """One window of speech to text: greedy, batched, at the clip's own length."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from transformers import EncoderDecoderCache
 from transformers.cache_utils import DynamicCache
@@ -14,6 +15,8 @@ from stages.asr.shards import Shards
 GRID = 50  # frames: clips are padded to the next multiple, whatever their neighbours' lengths
 TOKENS_PER_SECOND = 30  # more than anyone says, in letters; bounds a transcript by its audio, so that a loop ends
 SPARE_TOKENS = 8  # on top of that, for very short clips
+
+Progress = Callable[[Iterable[list[int]], int], Iterable[list[int]]]  # (batches of clips' numbers, how many) -> batches
 
 
 def prompt_tokens(model: SpeechModel) -> list[int]:
@@ -28,14 +31,14 @@ def prompt_tokens(model: SpeechModel) -> list[int]:
 
 
 @torch.inference_mode()
-def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int) -> list[list[int]]:
+def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int, timestamps: bool = False) -> list[list[int]]:
     """The likeliest next token until the end token: (batch, n_mels, n_frames) float32 -> token ids of each text.
 
     Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or
-    the generation_config's max_length with the prompt, at the latest.
+    the generation_config's max_length with the prompt, at the latest. timestamps: ask for them too.
     """
     whisper, config = model.whisper, model.whisper.generation_config
-    start = prompt_tokens(model)
+    start = prompt_tokens(model)[: -1 if timestamps else None]
     encoded = whisper.model.encoder(mels.to(whisper.device, whisper.dtype)).last_hidden_state
     tokens = torch.tensor([start] * len(mels), device=whisper.device)
     never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=whisper.device)
@@ -66,8 +69,8 @@ def on_grid(n_frames: int) -> int:
 
 
 def context_frames(model: SpeechModel, n_frames: int) -> int:
-    """Frames that the encoder is to see of a clip of n_frames: its own, up to the grid, or the full window."""
-    return min(on_grid(n_frames), model.window) if model.context == "clip" else model.window
+    """Frames that the encoder is to see of a clip of n_frames: its own up to the grid, and a margin, or the window."""
+    return min(on_grid(n_frames) + model.margin, model.window) if model.context == "clip" else model.window
 
 
 def token_limit(n_frames: int) -> int:
@@ -85,22 +88,32 @@ def batch_by_length(lengths: Iterable[int], batch_size: int) -> Iterator[list[in
 
 
 def decode(
-    model: SpeechModel,
-    shards: Shards,
-    batch_size: int,
-    progress: Callable[[Iterable[list[int]], int], Iterable[list[int]]] = lambda batches, total: batches,
+    model: SpeechModel, shards: Shards, batch_size: int, progress: Progress = lambda batches, total: batches
 ) -> list[str]:
-    """Transcribe every clip of some shards, in their order.
+    """Transcribe every clip of some shards, in their order, as ``decode_mels`` does."""
+    return decode_mels(model, [entry.n_frames for entry in shards.entries], shards.mel, batch_size, progress)
+
+
+def decode_mels(
+    model: SpeechModel,
+    lengths: Sequence[int],
+    read: Callable[[int], np.ndarray],
+    batch_size: int,
+    progress: Progress = lambda batches, total: batches,
+    limit: Callable[[int], int] = token_limit,
+) -> list[str]:
+    """Transcribe clips, given their frames and a function from a clip's number to its features, in their order.
 
     A batch holds clips of one length on the grid, so that a clip is padded, and bounded in tokens, by its own length
-    alone. progress: wraps the batches, given their number.
+    alone. read: gives (n_mels, n_frames) float32 scaled log-mel. progress: wraps the batches, given their number.
+    limit: the most tokens of a clip of so many frames.
     """
-    batches = list(batch_by_length((entry.n_frames for entry in shards.entries), batch_size))
+    batches = list(batch_by_length(lengths, batch_size))
     texts: dict[int, str] = {}
     for numbers in progress(batches, len(batches)):
-        n_frames = shards.entries[numbers[0]].n_frames  # the others' too, on the grid
+        n_frames = lengths[numbers[0]]  # the others' too, on the grid
         context = context_frames(model, n_frames)
-        mels = torch.stack([torch.from_numpy(pad_or_trim(shards.mel(number), context)) for number in numbers])
-        rows = greedy_search(model, mels, token_limit(n_frames))
+        mels = torch.stack([torch.from_numpy(pad_or_trim(read(number), context)) for number in numbers])
+        rows = greedy_search(model, mels, limit(n_frames))
         texts |= zip(numbers, model.tokenizer.batch_decode(rows, skip_special_tokens=True), strict=True)
-    return [" ".join(texts[number].split()) for number in range(len(shards))]
+    return [" ".join(texts[number].split()) for number in range(len(lengths))]

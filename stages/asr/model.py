@@ -25,6 +25,7 @@ class SpeechModel:
     """A Whisper with its tokenizer: what transcribes.
 
     context: ``clip`` where the encoder was trained on each clip's own length, else ``full``, the window it must see.
+    margin: frames of silence that it was trained to see after a clip, a multiple of the decoder's grid.
     untrained: fresh weights, so that its scores measure nothing but chance.
     """
 
@@ -32,6 +33,7 @@ class SpeechModel:
     tokenizer: WhisperTokenizer
     extractor: WhisperFeatureExtractor
     context: str = "full"
+    margin: int = 0
     untrained: bool = False
 
     @property
@@ -72,6 +74,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu", **overrides: An
         tokenizer,
         extractor,
         ours.get("context", "full"),
+        ours.get("margin", 0),
         ours.get("untrained", False),
     )
 
@@ -85,7 +88,8 @@ def silence_transformers() -> None:
 def save_model(model: SpeechModel, folder: Path) -> None:
     """Write a plain Hugging Face folder; ``from_pretrained`` and ``pipeline`` need none of our code to read it."""
     silence_transformers()
-    setattr(model.whisper.config, CONFIG_KEY, {"context": model.context, "untrained": model.untrained})
+    ours = {"context": model.context, "margin": model.margin, "untrained": model.untrained}
+    setattr(model.whisper.config, CONFIG_KEY, ours)
     model.whisper.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     model.extractor.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Transcripts against references: word and character error rates, and how sure they are."""
+"""Transcripts against references: word and character error rates."""
 
 from typing import Any
 
@@ -64,44 +64,26 @@ def wer(references: list[str], hypotheses: list[str]) -> float:
     return 100 * float(errors["wer"])
 
 
-def bootstrap_interval(edits: np.ndarray, words: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
-    """The 95 % interval of the word error rate, in percent, from clips drawn again with replacement.
-
-    edits, words: (n_clips,) int. Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR
-    performance evaluation" (2004).
-    """
-    drawn = np.random.default_rng(seed).integers(len(words), size=(samples, len(words)))
-    rates = edits[drawn].sum(axis=1) / words[drawn].sum(axis=1)
-    low, high = np.percentile(100 * rates, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def score(
-    references: list[str], hypotheses: list[str], known: list[str], samples: int, seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def score(references: list[str], hypotheses: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The scores of a test set, and the word errors behind them.
 
-    References have words once they are normalised; known: each clip's ``known_speaker``. The scores are, in percent:
-    wer (normalised), its 95 % interval wer_low and wer_high, wer_raw (texts as they stand), cer (normalised),
-    wer_known_speakers and wer_new_speakers where there are such; and the counts substitutions, deletions, insertions,
-    words, clips. The second value is what ``WordErrors`` says of the normalised texts.
+    References have words once they are normalised. The scores are, in percent: wer (normalised), wer_raw (texts as they
+    stand), cer (normalised); and the counts substitutions, deletions, insertions, words, clips. The second value is
+    what ``normal_errors`` gives.
     """
-    normal_references, normal_hypotheses = ([normalise(text) for text in texts] for texts in (references, hypotheses))
-    errors = word_errors(normal_references, normal_hypotheses)
-    edits, words = clip_edits(errors), np.array(errors["words"])
-    low, high = bootstrap_interval(edits, words, samples, seed)
-    marks = np.array(known)
-    groups = {"wer_known_speakers": marks == "yes", "wer_new_speakers": marks == "no"}
+    errors = normal_errors(references, hypotheses)
     rates = {
         "wer": 100 * errors["wer"],
-        "wer_low": low,
-        "wer_high": high,
         "wer_raw": 100 * word_errors(references, hypotheses)["wer"],
-        "cer": 100 * jiwer.cer(normal_references, normal_hypotheses),
-        **{name: 100 * edits[group].sum() / words[group].sum() for name, group in groups.items() if group.any()},
+        "cer": 100 * jiwer.cer([normalise(text) for text in references], [normalise(text) for text in hypotheses]),
     }
     counts = {name: sum(errors[name]) for name in (*EDITS, "words")} | {"clips": len(references)}
     return {name: round(float(rate), 2) for name, rate in rates.items()} | counts, errors
+
+
+def normal_errors(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
+    """What ``WordErrors`` says of texts once they are normalised."""
+    return word_errors([normalise(text) for text in references], [normalise(text) for text in hypotheses])
 
 
 def clip_edits(errors: dict[str, Any]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether two transcripts of the same clips differ by more than chance: paired intervals and p-values.
+"""How sure a word error rate is, and whether two transcripts of the same clips differ by more than chance.
 
 Bootstrap: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (2004); of whole
 speakers: Liu, Peng and others, "Statistical testing on ASR performance via blockwise bootstrap" (2020), for clips of
@@ -7,11 +7,39 @@ populations" (1937).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 LEVEL = 0.05  # p below it is called significant; the intervals are those of 1 - LEVEL
 MAX_DRAWN = 2**21  # units drawn at once: what bounds the memory, about 100 MB
+
+
+@dataclass(frozen=True)
+class ErrorInterval:
+    """A 95 % interval of a word error rate, in percent; by: what was drawn again, ``clip`` or ``speaker``."""
+
+    low: float
+    high: float
+    by: str
+
+
+def error_interval(
+    edits: np.ndarray, words: np.ndarray, speakers: Sequence[str], samples: int, seed: int
+) -> ErrorInterval:
+    """The wider of two intervals of the word error rate: clips drawn again with replacement, or whole speakers.
+
+    edits, words: (n_clips,) int; speakers: each clip's. By clip where there is only one speaker.
+    """
+    values = np.stack([edits, words], axis=1)
+    units = {"clip": values}
+    if len(set(speakers)) > 1:
+        units["speaker"] = group_sums(values, speakers)
+    found = []
+    for by, counts in units.items():
+        sums = resampled_sums(counts, samples, seed)
+        found.append(ErrorInterval(*percentile_interval(100 * sums[:, 0] / sums[:, 1]), by))
+    return max(found, key=lambda interval: interval.high - interval.low)
 
 
 def group_sums(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Common Voice, releases 5.1 to 27 in any locale: chosen tables as splits that share no speaker and no sentence."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from stages.params import CommonVoice, Tables, ValidationTables
 from stages.runtime.errors import UserError
 
 REQUIRED_COLUMNS = ("client_id", "path", "sentence")  # that every release has
+QUOTED_FIELD = re.compile(r'"((?:[^"]|"")*)"')  # of a CSV: quotation marks within it are doubled
 ADVICE = (
     "Common Voice is downloaded in a browser: at https://mozilladatacollective.com choose Common Voice Scripted Speech"
     " in your language, accept its terms, download the .tar.gz and put it there"
@@ -76,7 +78,7 @@ def read_tables(archive: Path, split: str, tables: dict[str, bytes]) -> tuple[li
         rows += [
             TableRow(
                 path=values[path].strip(),
-                text=clean_text(values[sentence]),
+                text=clean_text(unescape_quotes(values[sentence].strip())),
                 speaker=clean_text(values[client_id]) or UNKNOWN_SPEAKER,
                 place=f"{table}.tsv line {number}",
             )
@@ -84,6 +86,16 @@ def read_tables(archive: Path, split: str, tables: dict[str, bytes]) -> tuple[li
         ]
     kept, found = filter_rows(split, rows)
     return kept, drops + found
+
+
+def unescape_quotes(sentence: str) -> str:
+    """A sentence without the quoting of the CSV that it once stood in: ``"Hon sa ""ja""."`` is ``Hon sa "ja".``
+
+    Tables are unquoted, yet some sentences came from quoted ones, so this belongs to how a table is read and not to
+    style: references too are what was to be read aloud. A sentence in quotation marks of its own has none doubled.
+    """
+    quoted = QUOTED_FIELD.fullmatch(sentence)
+    return quoted[1].replace('""', '"') if quoted and '""' in quoted[1] else sentence
 
 
 def remove_overlap(rows: dict[str, list[TableRow]], clips_alone: bool) -> list[Drop]:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from stages.asr.audio import AudioError, decode_audio
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
+from stages.asr.text import normalise
 from stages.corpora.local import Rejection
 from stages.runtime.pool import parallel_map
 from stages.runtime.progress import ProgressBar
@@ -84,8 +85,9 @@ def is_below(path: str) -> bool:
 
 
 def sentence_key(text: str) -> str:
-    """What two spellings of one sentence share: case and Unicode form aside."""
-    return clean_text(clean_text(text).casefold())
+    """What two spellings of one sentence share: case, punctuation and Unicode form aside, as WER compares them."""
+    folded = clean_text(text).casefold()
+    return normalise(folded) or clean_text(folded)  # of "…" and "(skratt)" normalising leaves nothing
 
 
 def random_rank(key: str, seed: int) -> bytes:

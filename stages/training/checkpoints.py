@@ -26,7 +26,7 @@ from stages.runtime.progress import note
 from stages.training.run import Parts, short_name
 
 PARTS, MANIFEST = "parts.json", "manifest.json"
-STATE, BEST, WEIGHTS = "state.json", "best.safetensors", "model.safetensors"  # files of a checkpoint
+STATE, WEIGHTS = "state.json", "model.safetensors"  # files of a checkpoint
 
 
 class DamagedError(UserError):
@@ -37,13 +37,12 @@ class DamagedError(UserError):
 class TrainingState:
     """What we know of a run at a step, beside what transformers' trainer writes.
 
-    best_wer: the lowest on validation so far, in percent, at best_step; None before the first validation. adopted:
-    another run that this one went on from, and what differs.
+    best: (step, validation WER in percent) of the evaluations whose weights are kept, the lowest WER first; empty
+    before the first validation. adopted: another run that this one went on from, and what differs.
     """
 
     step: int
-    best_wer: float | None
-    best_step: int
+    best: list[tuple[int, float]]
     finished: bool
     adopted: dict[str, Any] | None
 
@@ -70,11 +69,9 @@ class Checkpoint:
     def state(self) -> TrainingState:
         return TrainingState(**json.loads((self.folder / STATE).read_text(encoding="utf-8")))
 
-    @property
-    def best_weights(self) -> Path:
-        """The weights with the lowest validation WER so far; its own where those are the best."""
-        best = self.folder / BEST
-        return best if best.exists() else self.folder / WEIGHTS
+    def weights_of(self, step: int) -> Path:
+        """The weights of one of the evaluations that the state names, which are its own where it is of that step."""
+        return self.folder / (WEIGHTS if step == self.step else best_name(step))
 
     def check(self) -> None:
         """Raise DamagedError where a file is not as it was written."""
@@ -154,9 +151,9 @@ class CheckpointManager:
     keep: int
     mirror: CheckpointCopier | None = None
 
-    def newest(self) -> Checkpoint | None:
-        """The latest one that was saved, unverified."""
-        return next(iter(newest_first(self.folder)), None)
+    def before(self, step: int) -> Checkpoint | None:
+        """The one that training came by last on its way to a step; a damaged one that it passed over is no earlier."""
+        return next((checkpoint for checkpoint in newest_first(self.folder) if checkpoint.step < step), None)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Make a checkpoint of what ``write`` puts into the folder it is given. Raises UserError on a full disk."""
@@ -174,6 +171,11 @@ class CheckpointManager:
 
 def step_name(step: int) -> str:
     return f"step-{step:08}"
+
+
+def best_name(step: int) -> str:
+    """The file of the weights that did well in validation at an earlier step."""
+    return f"best-{step:08}.safetensors"
 
 
 def newest_first(folder: Path) -> list[Checkpoint]:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from stages.asr.batches import IGNORED, ClipDataset, LengthBucketSampler, collate
+from stages.asr.batches import IGNORED, Batching, BatchItem, ClipDataset, LengthBucketSampler, collate
 from stages.asr.decoding import decode
 from stages.asr.device import explain_out_of_memory
 from stages.asr.model import SpeechModel
@@ -20,7 +21,9 @@ from stages.asr.scoring import wer
 from stages.params import Compute, Train
 from stages.runtime.errors import one_line
 from stages.runtime.progress import note, warn
-from stages.training.checkpoints import BEST, CheckpointManager, TrainingState
+from stages.training.averaging import BestEvaluations, Candidate, Evaluation, Weights, choose_weights
+from stages.training.checkpoints import CheckpointManager, TrainingState, best_name
+from stages.training.ctc import HEAD, add_head, ctc_loss, remove_head
 from stages.training.curves import Curves
 from stages.training.parent import Parent
 from stages.training.resume import Start
@@ -49,9 +52,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.settings, self.compute = settings, compute
         self.checkpoints, self.parent = checkpoints, Parent()
         self.curves = Curves(curves, self.parent)
-        self.best_wer, self.best_step, self.best_weights = math.inf, 0, dict[str, torch.Tensor]()
+        self.best = BestEvaluations(max(settings.average, 1))
         self.adopted: dict[str, Any] | None = None
         device = speech_model.whisper.device
+        if settings.ctc_weight:
+            add_head(speech_model, settings.seed)
         self.untried = device.type != "cpu"  # there memory gives way to the disk, and a trial would cost time
         super().__init__(
             model=speech_model.whisper,
@@ -80,9 +85,8 @@ class SpeechTrainer(Seq2SeqTrainer):
         checkpoint = start.checkpoint
         state = checkpoint.state
         self.adopted = start.adopted or state.adopted
-        if state.best_wer is not None:
-            self.best_wer, self.best_step = state.best_wer, state.best_step
-            self.best_weights = load_file(checkpoint.best_weights)
+        kept = [(step, rate, load_file(checkpoint.weights_of(step))) for step, rate in state.best]
+        self.best.entries = [Evaluation(step, rate, tuned_weights(weights)) for step, rate, weights in kept]
         self.curves.restore(checkpoint.folder)
         note(f"resuming run {short_name(checkpoint.run)} at step {state.step} of {self.planned_steps()}")
         if state.finished:
@@ -98,14 +102,15 @@ class SpeechTrainer(Seq2SeqTrainer):
         return math.ceil((self.settings.epochs or 0) * an_epoch)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        sampler = LengthBucketSampler(
-            self.clips.frames(),
-            self.settings.batch_size,
+        settings = self.settings
+        batching = Batching(
+            settings.batch_size,
             self.speech_model.window,
-            1.0 if self.settings.context == "full" else self.settings.full_context_share,
-            self.settings.seed,
-            self.settings.gradient_accumulation,
+            1.0 if settings.context == "full" else settings.full_context_share,
+            settings.filled_window_share,
+            settings.gradient_accumulation,
         )
+        sampler = LengthBucketSampler(self.clips, batching, settings.seed)
         workers = self.compute.loader_workers
         loader: DataLoader[Any] = self.accelerator.prepare(
             DataLoader(self.clips, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
@@ -156,53 +161,77 @@ class SpeechTrainer(Seq2SeqTrainer):
     ) -> torch.Tensor:
         """A batch's part of its optimizer step's loss, the mean over all label tokens of the step's batches.
 
+        With a ctc_weight above 0 it is that share of CTC's loss and the rest of the decoder's.
+
         transformers passes the step's count of tokens on to the model, and Whisper pays no heed to it.
         """
         assert num_items_in_batch is not None and not return_outputs
-        mean = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        assert isinstance(mean, torch.Tensor)
+        mean, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         share: torch.Tensor = (inputs["labels"] != IGNORED).sum() / num_items_in_batch
-        return mean * share  # in this order: a step of one batch has a share of exactly 1
+        loss: torch.Tensor = mean * share  # in this order: a step of one batch has a share of exactly 1
+        if weight := self.settings.ctc_weight:
+            aligned = ctc_loss(self.speech_model, outputs.encoder_last_hidden_state, inputs["labels"])
+            loss = (1 - weight) * loss + weight * aligned / num_items_in_batch
+        return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss a token and WER on validation; keeps the weights of the lowest WER, and stops when patience is spent.
 
-        Computed in training's precision; raises UserError where memory runs out.
+        Raises UserError where memory runs out.
         """
-        self.speech_model.whisper.train(False)
-        size = self.compute.decode_batch_size
-        remedy = explain_out_of_memory(f"lower compute.decode_batch_size ({size})")
-        with remedy, torch.inference_mode(), self.accelerator.autocast():
-            loss = validation_loss(self.speech_model, self.validation, size)
-            hypotheses = decode(self.speech_model, self.validation.shards, size)
-        rate = wer([entry.text for entry in self.validation.shards.entries], hypotheses)
-        if rate < self.best_wer:
-            self.best_wer, self.best_step = rate, self.state.global_step
-            self.best_weights = self.weights()
+        with self.judging():
+            loss = validation_loss(self.speech_model, self.validation, self.compute.decode_batch_size)
+        rate = self.validation_wer()
+        self.best.add(self.state.global_step, rate, self.weights)
         self.curves.add_validation(self.state.global_step, loss, rate)
         metrics = {"eval_loss": loss, "eval_wer": rate}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         patience = self.settings.patience
-        if patience and self.state.global_step - self.best_step >= patience * self.settings.eval_every:
+        if patience and self.state.global_step - self.best.step >= patience * self.settings.eval_every:
             self.control.should_training_stop = self.control.should_save = True
         return metrics
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights as ``save_pretrained`` names them, without the projection tied to the embedding."""
-        state = self.speech_model.whisper.state_dict()
-        return {name: value.detach().cpu().clone() for name, value in state.items() if name != "proj_out.weight"}
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[None]:
+        """Validation in training's precision; raises UserError where memory runs out."""
+        self.speech_model.whisper.train(False)
+        remedy = explain_out_of_memory(f"lower compute.decode_batch_size ({self.compute.decode_batch_size})")
+        with remedy, torch.inference_mode(), self.accelerator.autocast():
+            yield
 
-    def take_best(self) -> SpeechModel:
-        """The model with the weights of the lowest validation WER."""
-        model = self.speech_model
-        model.whisper.load_state_dict(self.best_weights, strict=False)  # the tied projection is not among them
-        return model
+    def validation_wer(self) -> float:
+        """In percent, of the weights as they are."""
+        with self.judging():
+            hypotheses = decode(self.speech_model, self.validation.shards, self.compute.decode_batch_size)
+        return wer([entry.text for entry in self.validation.shards.entries], hypotheses)
+
+    def weights(self) -> Weights:
+        """A copy of the weights now."""
+        return weights_of(self.speech_model.whisper)
+
+    def take_best(self, base: Callable[[], Weights]) -> tuple[Candidate, dict[str, float]]:
+        """Give the model the weights of the lowest validation WER; returns which they are, and the WER of all tried.
+
+        base: the weights that training started from, asked for where the settings try to mix them in.
+        """
+        remove_head(self.speech_model)
+        chosen, wers = choose_weights(self.best.entries, self.settings.interpolate, base, self.judge)
+        self.load_weights(chosen.weights)
+        return chosen, wers
+
+    def judge(self, weights: Weights) -> float:
+        """The validation WER of weights, which the model has from then on."""
+        self.parent.check()
+        self.load_weights(weights)
+        return self.validation_wer()
+
+    def load_weights(self, weights: Weights) -> None:
+        self.speech_model.whisper.load_state_dict(weights, strict=False)  # the tied projection is not among them
 
     def current_state(self) -> TrainingState:
         return TrainingState(
             step=self.state.global_step,
-            best_wer=self.best_wer if self.best_weights else None,
-            best_step=self.best_step,
+            best=[(entry.step, entry.wer) for entry in self.best.entries],
             finished=self.control.should_training_stop or self.state.global_step >= self.planned_steps(),
             adopted=self.adopted,
         )
@@ -221,17 +250,31 @@ class SpeechTrainer(Seq2SeqTrainer):
         theirs.rmdir()
         self.curves.copy_to(folder)
         self.current_state().write(folder)
-        if not self.best_weights or self.best_step == self.state.global_step:
-            return  # the weights themselves are the best so far
-        before = self.checkpoints.newest()
-        if before and before.state.best_step == self.best_step:
-            with contextlib.suppress(OSError):  # a file system without hard links
-                os.link(before.best_weights, folder / BEST)
-                return
-        save_file(self.best_weights, folder / BEST)
+        before = self.checkpoints.before(self.state.global_step)
+        there = {step for step, _ in before.state.best} if before else set()
+        for entry in self.best.entries:
+            if entry.step == self.state.global_step:
+                continue  # the checkpoint's own weights
+            target = folder / best_name(entry.step)
+            if before and entry.step in there:
+                with contextlib.suppress(OSError):  # a file system without hard links
+                    os.link(before.weights_of(entry.step), target)
+                    continue
+            save_file(entry.weights, target)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.partial)
+
+
+def weights_of(whisper: torch.nn.Module) -> Weights:
+    """A copy of the weights that the tuned model will have."""
+    return {name: value.detach().cpu().clone() for name, value in tuned_weights(whisper.state_dict()).items()}
+
+
+def tuned_weights(state: Weights) -> Weights:
+    """Weights as ``save_pretrained`` names them, without CTC's and the projection tied to the embedding."""
+    passed_by = ("proj_out.weight", f"{HEAD}.weight", f"{HEAD}.bias")
+    return {name: value for name, value in state.items() if name not in passed_by}
 
 
 def regularisation(settings: Train) -> dict[str, float]:
@@ -266,6 +309,7 @@ def training_arguments(
         max_steps=settings.max_steps or -1,
         num_train_epochs=settings.epochs or 0,
         weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
@@ -295,7 +339,7 @@ def validation_loss(model: SpeechModel, clips: ClipDataset, batch_size: int) -> 
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         longest = min(frames[places[-1]], model.window) if model.context == "clip" else model.window
-        batch = collate([clips[place, longest] for place in places])
+        batch = collate([clips[BatchItem((place,), longest)] for place in places])
         count = int((batch["labels"] != IGNORED).sum())
         inputs = {name: value.to(model.whisper.device) for name, value in batch.items()}
         total += count * model.whisper(**inputs).loss.item()

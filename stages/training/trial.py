@@ -7,16 +7,22 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from stages.asr.batches import ClipDataset, collate
+from stages.asr.batches import BatchItem, ClipDataset, collate
+from stages.asr.decoding import on_grid
 from stages.params import Train
 
 
 def largest_batch(clips: ClipDataset, settings: Train, window: int) -> dict[str, torch.Tensor]:
-    """What ``collate`` gives for a batch that no batch of the run exceeds, in frames or in tokens."""
+    """What ``collate`` gives for a batch that no batch of the run exceeds, in frames or in tokens.
+
+    A filled window has more tokens than these, in as many fewer rows.
+    """
     full = settings.context == "full" or settings.full_context_share > 0
-    n_frames = window if full else min(max(clips.frames()), window)
-    longest = sorted(range(len(clips)), key=lambda place: len(clips.labels[place]), reverse=True)
-    return collate([clips[place, n_frames] for place in longest[: settings.batch_size]])
+    longest = max(clips.frames())
+    longest = on_grid(clips.variation.augment.longest(longest))
+    n_frames = window if full else min(longest, window)
+    wordiest = sorted(range(len(clips)), key=lambda place: len(clips.labels[place]), reverse=True)
+    return collate([clips[BatchItem((place,), n_frames)] for place in wordiest[: settings.batch_size]])
 
 
 def memory_remedy(settings: Train) -> str:

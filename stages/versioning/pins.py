@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 ARTIFACT = "tuned"  # in dvc.yaml
+OWN_LENGTH = "clip"  # of the WER in a card that is measured as the demo decodes, among the metric's ``args``
 WORKSPACE = {"tuned": "models/tuned", "pretrained": "models/pretrained"}
 SCORES, PARAMS = "metrics/evaluate/{}.json", "params.yaml"
 CLIPS, OLDER_CLIPS = "metrics/details/featurize/train.json", "metrics/featurize/train.json"  # of older versions
@@ -102,7 +103,7 @@ class PublishedFolder:
 
 
 def read_card(readme: str) -> tuple[float | None, float | None, float | None, str]:
-    """A model card's first ``wer``, its interval (the metric's ``args`` low and high), and its dataset's name."""
+    """A model card's ``wer`` as the demo decodes, else its first; its interval (``args``), and its dataset's name."""
     from huggingface_hub import ModelCard, ModelCardData
     from yaml import YAMLError  # of PyYAML, which huggingface_hub uses
 
@@ -110,12 +111,17 @@ def read_card(readme: str) -> tuple[float | None, float | None, float | None, st
         data = ModelCard(readme, ignore_metadata_errors=True).data
     except (ValueError, TypeError, YAMLError):
         data = None
-    for result in (data.eval_results if isinstance(data, ModelCardData) else None) or []:
-        if result.metric_type == "wer":
-            args = result.metric_args if isinstance(result.metric_args, dict) else {}
-            low, high = as_float(args.get("low")), as_float(args.get("high"))
-            return as_float(result.metric_value), low, high, str(result.dataset_name or "")
-    return None, None, None, ""
+    results = (data.eval_results if isinstance(data, ModelCardData) else None) or []
+    rates = [
+        (result, result.metric_args if isinstance(result.metric_args, dict) else {})
+        for result in results
+        if result.metric_type == "wer"
+    ]
+    if not rates:
+        return None, None, None, ""
+    result, args = next((rate for rate in rates if rate[1].get("context") == OWN_LENGTH), rates[0])
+    wer, low, high = (as_float(value) for value in (result.metric_value, args.get("low"), args.get("high")))
+    return wer, low, high, str(result.dataset_name or "")
 
 
 # What the registry and the metrics say

@@ -35,6 +35,13 @@ def speech(seconds: float, seed: int = 1) -> np.ndarray:
     return (0.2 * voice * syllables + 0.001 * rng.standard_normal(len(time))).astype(np.float32)
 
 
+def with_sample(samples: np.ndarray, value: float) -> np.ndarray:
+    """The same samples but for one in the middle."""
+    changed = samples.copy()
+    changed[len(changed) // 2] = value
+    return changed
+
+
 def sounds() -> dict[str, np.ndarray]:
     """Twelve of them by id, 0.2 to 1.96 s long, long and short ones in turn."""
     return {f"clip-{number:02}": speech(0.2 + 0.16 * (number * 5 % 12), seed=number) for number in range(12)}

@@ -27,6 +27,7 @@ TINY = {
     "train.eval_every": 2,
     "train.save_every": 2,
     "evaluate.bootstrap_samples": 100,
+    "evaluate.conditions.clips": 2,
 }
 
 

@@ -21,6 +21,7 @@ SETTINGS = {
     "train.dropout": 0.1,
     "train.gradient_accumulation": 2,
     "train.spec_augment.time_prob": 0.1,
+    "train.average": 3,
 }
 RESULTS = ("tuned/model.safetensors", "curves/training.tsv", "curves/validation.tsv", "metrics.json", "details.json")
 

@@ -60,7 +60,8 @@ def curve_plots(series: Sequence[Series]) -> list[Plot]:
     best = []
     for one in tuned:
         ends = one.record.numbers("train")
-        best += [(one, ends["best_step"], ends["validation_wer"])] if "best_step" in ends else []
+        mixed = "weights" in ends  # which no step had
+        best += [(one, ends["best_step"], ends["validation_wer"])] if "best_step" in ends and not mixed else []
     loss = [
         curve_trace(one, TRAINING, "loss", f"{one.label}, training" if several else "training", thin=True)
         for one in tuned
@@ -82,12 +83,11 @@ def curve_plots(series: Sequence[Series]) -> list[Plot]:
         )
         for one, step, rate in best
     ]
-    chosen = "; ".join(f"{f'{one.label}: ' if several else ''}step {step:,}, {rate:.2f} %" for one, step, rate in best)
+    steps = "; ".join(f"{f'{one.label}: ' if several else ''}step {step:,}, {rate:.2f} %" for one, step, rate in best)
+    chosen = f"The star is the step that was chosen: {steps}." if best else ""
     plots = [
         curve_plot("loss", "Loss", "Cross-entropy a label token, in nats, on a logarithmic scale.", loss, log=True),
-        curve_plot(
-            "validation-wer", "Validation WER, %", f"The star is the step that was chosen: {chosen}.", wer + marks
-        ),
+        curve_plot("validation-wer", "Validation WER, %", chosen, wer + marks),
         curve_plot("learning-rate", "Learning rate", "As warm-up and decay set it.", rates),
     ]
     return [plot for plot, traces in zip(plots, (loss, wer, rates), strict=True) if any(trace.x for trace in traces)]

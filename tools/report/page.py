@@ -40,7 +40,7 @@ from tools.compare.transcripts import OtherClipsError, System, TestSet, load_sys
 from tools.report.figures import curve_plots, group_plots, model_series, score_plot
 from tools.report.records import MODELS, PINS, PROJECT, TABLE, Record, dropped_counts
 from tools.report.sentences import MOST_HEARD, Spoken, fitting, raw_audio, spoken_clips
-from tools.report.terminal import EDIT_COUNTS, ROWS
+from tools.report.terminal import EDIT_COUNTS, ROWS, interval_text
 
 if TYPE_CHECKING:
     from tools.compare.differences import Result
@@ -272,14 +272,13 @@ def abstract(records: Sequence[Record], labels: list[str]) -> list[str]:
             base = f"; the {kind} model it began as, {before['wer']:.1f} %" if before else ""
             said.append(
                 f"On {after['clips']:,} test clips of {after['words']:,} words the tuned model has a word error rate "
-                f"of {after['wer']:.1f} % (95 % interval {after['wer_low']:.1f} to {after['wer_high']:.1f} %){base}."
+                f"of {after['wer']:.1f} % (95 % interval {interval_text(after, 'wer')}){base}."
             )
-        if "best_step" in end and clips:
-            steps = f" of {end['steps']:,}" if "steps" in end else ""
+        if {"best_step", "steps"} <= end.keys() and clips:
+            which = f"its weights, {end['weights']}," if "weights" in end else f"those of step {end['best_step']:,}"
             said.append(
-                f"It was trained on {clips['clips']:,} clips, {clips['seconds'] / 60:,.0f} min of speech; its weights "
-                f"are those of step {end['best_step']:,}{steps}, with the lowest validation WER, "
-                f"{end['validation_wer']:.1f} %."
+                f"It was trained on {clips['clips']:,} clips, {clips['seconds'] / 60:,.0f} min of speech, in "
+                f"{end['steps']:,} steps; {which} have the lowest validation WER, {end['validation_wer']:.1f} %."
             )
         if said:
             paragraphs.append(" ".join([f"{label}:"] * (len(records) > 1) + said))
@@ -324,8 +323,7 @@ def score_table(records: Sequence[Record], labels: list[str]) -> dict[str, Any]:
 def score_cell(numbers: dict[str, Any], key: str) -> tuple[str, str]:
     if key not in numbers:
         return "–", ""
-    interval = f"{numbers['wer_low']:.1f} to {numbers['wer_high']:.1f}" if key == "wer" else ""
-    return f"{numbers[key]:.1f}", interval
+    return f"{numbers[key]:.1f}", interval_text(numbers, key)
 
 
 def score_rows(records: Sequence[Record], labels: list[str]) -> list[tuple[str, str, str, float, float, float]]:

@@ -7,16 +7,19 @@ from tools.report.records import Numbers, Record, dropped_counts
 
 ROWS = {
     "WER": "wer",
+    "WER, full window": "wer_full_window",
+    "WER, stressed": "wer_stressed",
     "WER, known voices": "wer_known_speakers",
     "WER, new voices": "wer_new_speakers",
     "WER, raw text": "wer_raw",
     "CER": "cer",
 }
+SPEAKERS = {"wer": "speakers", "wer_known_speakers": "known_speakers", "wer_new_speakers": "new_speakers"}
 EDIT_COUNTS = ("substitutions", "deletions", "insertions")
 NEXT = """
 Next: make report · dvc plots show --open · dvc metrics diff · data/transcripts/tuned.tsv, clip by clip
       dvc exp run -S train.learning_rate=1e-3
-      dvc exp show --only-changed --keep wer --drop 'Created|State|Exec|cer|best|val|.*/'"""
+      dvc exp show --only-changed --keep 'wer$|wer_s' --drop 'Created|State|Exec|wer_|cer|best|val|.*/'"""
 
 
 def render_text(records: list[Record]) -> str:
@@ -32,23 +35,42 @@ def render_text(records: list[Record]) -> str:
 
 
 def table(before: Numbers, after: Numbers) -> str:
-    """The rows that both models have, in percent, with the interval of the first."""
+    """The rows that the tuned model has, in percent, with their intervals."""
     heading = "untrained" if before.get("untrained") else "pretrained"
     lines = [f"{'Test, %':<20}{heading:>12}{'tuned':>8}   95 % interval"]
     for name, key in ROWS.items():
-        if key in after and key in before:
-            interval = f"   {after['wer_low']:.1f} to {after['wer_high']:.1f}" if key == "wer" else ""
-            lines.append(f"{name:<20}{before[key]:>12.1f}{after[key]:>8.1f}{interval}")
+        if key in after:
+            base = f"{before[key]:.1f}" if key in before else ""
+            note = interval_text(after, key)
+            lines.append(f"{name:<20}{base:>12}{after[key]:>8.1f}{f'   {note}' if note else ''}")
     edits = ", ".join(f"{kind} {after[kind]}" for kind in EDIT_COUNTS)
     lines.append(f"{after['clips']} clips, {after['words']} words: {edits}")
     return "\n".join(lines)
 
 
+def interval_text(scores: Numbers, key: str) -> str:
+    """``1.0 to 4.3 by speaker, 4 speakers``: a rate's interval, what was drawn for it, and whose speech it rests on.
+
+    Of the stressed rate, which has none, what it is the mean of. Older versions have that of ``wer`` alone, by clip.
+    """
+    if key == "wer_stressed":
+        return f"mean of {scores['conditions']} conditions, {scores['condition_clips']:,} clips"
+    if f"{key}_low" not in scores:
+        return ""
+    text = f"{scores[f'{key}_low']:.1f} to {scores[f'{key}_high']:.1f}"
+    if by := scores.get(f"{key}_by"):
+        text += f" by {by}"
+    if speakers := scores.get(SPEAKERS.get(key, "")):
+        text += f", {speakers} speaker{'s' * (speakers != 1)}"
+    return text
+
+
 def training(end: Numbers, record: Record) -> str:
-    """What the tuned model learned from, and which of its steps it is."""
+    """What the tuned model learned from, and which weights it has."""
     clips = record.needed("featurize/train")
     heard = f"Trained on {clips['clips']} clips, {clips['seconds'] / 60:.0f} min"
-    return f"{heard}: validation WER {end['validation_wer']:.1f} % at step {end['best_step']} of {end['steps']}"
+    which = f"({end['weights']})" if "weights" in end else f"at step {end['best_step']} of {end['steps']}"
+    return f"{heard}: validation WER {end['validation_wer']:.1f} % {which}"
 
 
 def drops(record: Record) -> str:

@@ -1,0 +1,114 @@
+"""``python -m bench.context``: may the encoder see a clip's own length, where the base knows full windows only?
+
+That is the case of OpenAI's models. A base is first trained from scratch on full windows, with another seed's changes
+to the clips; then it is fine-tuned on full windows, and at the clips' own length with margins of silence after them,
+each with several seeds. Each result is read at the context that it was trained for and on the full window; the
+difference to full windows is paired by clip over all seeds. Wants the features of a `make repro`, of whatever recipe
+is set.
+"""
+
+import tempfile
+from pathlib import Path
+
+import click
+import numpy as np
+
+from bench.mirror import train, with_values
+from stages.asr.decoding import decode
+from stages.asr.model import load_model
+from stages.asr.scoring import clip_edits, word_errors
+from stages.asr.shards import Shards
+from stages.asr.significance import percentile_interval, resampled_sums, sign_flip_p
+from stages.asr.text import normalise
+from stages.params import load_params
+from stages.pretrained import pretrained
+from stages.runtime.files import write_json
+
+BATCH = 32
+MARGINS = (0.0, 0.5, 1.0, 1.5)  # seconds
+SAMPLES, SEED = 2000, 1  # of the bootstrap
+
+
+@click.command()
+@click.option("--features", type=click.Path(path_type=Path), default="data/features")
+@click.option("--recipe", type=click.Path(path_type=Path), default="params.yaml", help="A whole params.yaml.")
+@click.option("--base-steps", default=1000, show_default=True)
+@click.option("--steps", default=300, show_default=True, help="Of fine-tuning.")
+@click.option("--rate", default=3e-4, show_default=True, help="Of fine-tuning.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to keep the edits by clip in.")
+def main(features: Path, recipe: Path, base_steps: int, steps: int, rate: float, seeds: int, out: Path | None) -> None:
+    """Fine-tune one base at several contexts, and compare."""
+    ways = {"full": {"context": "full", "filled_window_share": 0.0}} | {
+        f"clip + {margin:g} s": {"context": "clip", "margin_seconds": margin} for margin in MARGINS
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        base = train_base(folder, recipe, features, base_steps)
+        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {way: [] for way in ways}
+        for seed in range(1, seeds + 1):
+            for way, values in ways.items():
+                settings = schedule(steps) | values | {"seed": seed, "learning_rate": rate}
+                place = folder / f"{way}-{seed}"
+                tune(place, recipe, settings, features, base)
+                found[way].append(read(place / "tuned", features / "test"))
+                own, full = (100 * edits.sum() / words(features / "test").sum() for edits in found[way][-1])
+                click.echo(f"{way}, seed {seed}: {own:.2f} %, on the full window {full:.2f} %", err=True)
+    said = words(features / "test")
+    for way, runs in found.items():
+        own, full = (np.sum([run[at] for run in runs], axis=0) for at in (0, 1))
+        difference = own - np.sum([run[0] for run in found["full"]], axis=0)
+        sums = resampled_sums(np.stack([difference, len(runs) * said], axis=1), SAMPLES, SEED)
+        low, high = percentile_interval(100 * sums[:, 0] / sums[:, 1])
+        total = len(runs) * said.sum()
+        click.echo(
+            f"{way:14} WER {100 * own.sum() / total:6.2f} %, on the full window {100 * full.sum() / total:6.2f} %,"
+            f" against full {100 * difference.sum() / total:+.2f} ({low:+.2f} to {high:+.2f}),"
+            f" p = {sign_flip_p(difference):.3f}"
+        )
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "edits.json", {way: [run[0].tolist() for run in runs] for way, runs in found.items()})
+
+
+def schedule(steps: int) -> dict[str, object]:
+    """Settings of a run that is read at its end."""
+    quarter = max(steps // 4, 1)
+    every = {"log_every": quarter, "eval_every": quarter, "save_every": steps // quarter * quarter}
+    return {"max_steps": steps, "warmup_steps": steps // 10, "patience": None} | every
+
+
+def train_base(folder: Path, recipe: Path, features: Path, steps: int) -> Path:
+    """A model from scratch that has seen full windows only, each with one clip, and knows it."""
+    values = load_params(recipe)
+    pretrained(values.whisper, features / "train", folder / "fresh")
+    settings = schedule(steps) | {"context": "full", "filled_window_share": 0.0, "seed": 101}
+    tune(folder / "base", recipe, settings, features, folder / "fresh")
+    return folder / "base" / "tuned"
+
+
+def tune(place: Path, recipe: Path, settings: dict[str, object], features: Path, base: Path) -> None:
+    """Train from a base into place/tuned."""
+    place.mkdir(parents=True)
+    train(place, with_values(recipe, place, "train", settings), features, base, Path())
+
+
+def read(model: Path, test: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Word edits of each clip: at the context that the model was trained for, and on the full window."""
+    speech, shards = load_model(model), Shards(test)
+    references = [normalise(entry.text) for entry in shards.entries]
+    found = []
+    for context in (speech.context, "full"):
+        speech.context = context
+        heard = [normalise(text) for text in decode(speech, shards, BATCH)]
+        found.append(clip_edits(word_errors(references, heard)))
+    return found[0], found[1]
+
+
+def words(test: Path) -> np.ndarray:
+    """Words of each clip's text."""
+    return np.array([len(normalise(entry.text).split()) for entry in Shards(test).entries])
+
+
+if __name__ == "__main__":
+    main()
