@@ -36,6 +36,7 @@ DETAILS = {"wer_raw": 60.0, "substitutions": 16, "deletions": 3, "insertions": 1
 SPLITS = ("train", "validation", "test")
 MAP = """\
 stages:
+  download: {cmd: "false", params: [download], outs: [data/dropped.tsv]}
   featurize:
     foreach: [train, test]
     do: {cmd: "false", params: [download], outs: ["data/features/${item}"]}
@@ -156,6 +157,7 @@ def record(folder: Path, heard: tuple[str, ...], rate: float) -> None:
         write_shard(folder / f"data/features/{split}/00000.zip", "uint8", 80, clips)
         drops = [Drop("train", "broken", "cannot be decoded", "</script><b>no audio</b>")] * (split == "train")
         write_rows(folder / f"data/features/{split}/dropped.tsv", Drop, drops)
+    write_rows(folder / "data/dropped.tsv", Drop, [Drop(split, f"mumble-{split}", "too short") for split in SPLITS])
     write_rows(folder / "data/dropped-train.tsv", Drop, [Drop("train", "endless", "label too long")])
     for model, texts in (("pretrained", BASE), ("tuned", heard)):
         write_text(folder / f"models/{model}/weights", f"{model} {rate}")
@@ -279,10 +281,11 @@ def test_one_revision_is_told_whole(visit):
     assert page.locator("figure h3").all_inner_texts() == titles
     assert page.locator(".plot .main-svg").count() >= len(titles)
     dropped = page.locator("#data").inner_text()
+    assert page.locator(".note").count() == 0
     for words in ("too short", "cannot be decoded", "label too long", "no words"):
         assert words in dropped
     page.locator("#data summary").click()
-    for words in ("broken", "</script><b>no audio</b>", "endless"):
+    for words in ("mumble-train", "broken", "</script><b>no audio</b>", "endless"):
         assert words in page.locator("#data details").inner_text()
     for words in ("train.learning_rate\t0.001", "download.folder.seed\t1"):
         assert words in page.locator("#parameters").inner_text()

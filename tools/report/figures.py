@@ -12,6 +12,7 @@ from tools.report.records import TABLE, TRAINING, VALIDATION, Record
 
 INK, RULE = "var(--ink)", "var(--rule)"
 MOST_ROWS = 30  # of a plot
+LABEL = 26  # characters of a name beside it: on a telephone the plot needs room too
 DECADES = 30  # that a loss falls, from which on powers of ten are marks enough
 ROW_HEIGHT, MARGINS, CURVE_HEIGHT = 24, 96, 300  # pixels
 TITLES = {"lengths": "WER by clip length", "speakers": "WER by speaker", "conditions": "WER by condition"}
@@ -98,7 +99,7 @@ def curve_trace(one: Series, path: str, column: str, name: str, thin: bool = Fal
     return go.Scatter(
         x=[int(row["step"]) for row in rows],
         y=[float(row[column]) for row in rows],
-        name=escape(name, quote=False),
+        name=label_text(name),
         mode="lines" if thin else "lines+markers",
         line={"color": one.colour, "dash": one.dash, "width": 1.25 if thin else 2},
         marker={"symbol": one.symbol, "size": 6},
@@ -133,16 +134,16 @@ def group_plot(series: Sequence[Series], name: str) -> Plot | None:
         return None
     shown = sorted(sizes, key=lambda key: (-sizes[key], key))[:MOST_ROWS]
     keys = [key for key in sizes if key in shown]
-    marks = [f"{escape(key, quote=False)}  <span style='font-size:85%'>{sizes[key]:,}</span>" for key in keys]
-    traces = [span_lines(tables, keys, marks)] if len(series) > 1 else []
+    names = [f"{label_text(key)}  <span style='font-size:85%'>{sizes[key]:,}</span>" for key in keys]
+    traces = [span_lines(tables, keys)] if len(series) > 1 else []
     for one, table in zip(series, tables, strict=True):
         found = [table.get(key, {}) for key in keys]
         rates = [float(row["wer"]) if row else None for row in found]
         traces.append(
             go.Scatter(
                 x=rates,
-                y=marks,
-                name=escape(one.label, quote=False),
+                y=list(range(len(keys))),
+                name=label_text(one.label),
                 mode="markers",
                 marker={
                     "symbol": one.symbol,
@@ -158,7 +159,7 @@ def group_plot(series: Sequence[Series], name: str) -> Plot | None:
     height = MARGINS + ROW_HEIGHT * len(keys)
     figure = go.Figure(traces, base_layout(height))
     figure.update_xaxes(title_text="WER, %", rangemode="tozero", nticks=6)
-    figure.update_yaxes(type="category", categoryorder="array", categoryarray=marks[::-1], dtick=1, gridcolor=RULE)
+    figure.update_yaxes(**rows_axis(names))
     most = f" The {MOST_ROWS} of {len(sizes)} with most clips." if len(sizes) > MOST_ROWS else ""
     bars = " Bars: 95 % intervals." if any("low" in row for table in tables for row in table.values()) else ""
     rows = [[key, f"{sizes[key]:,}", *(rate_text(table.get(key)) for table in tables)] for key in keys]
@@ -167,14 +168,25 @@ def group_plot(series: Sequence[Series], name: str) -> Plot | None:
     return Plot(name, TITLES[name], caption, figure_json(figure), height, headings, rows)
 
 
-def span_lines(tables: Sequence[dict[str, dict[str, str]]], keys: list[str], marks: list[str]) -> go.Scatter:
+def rows_axis(names: list[str]) -> dict[str, Any]:
+    """Rows from the top, by their numbers: names that are cropped may be the same."""
+    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names}
+    return ticks | {"range": [len(names) - 0.5, -0.5]}
+
+
+def label_text(text: str) -> str:
+    """Data's, as Plotly shows it: it takes some tags for its own."""
+    return escape(text if len(text) <= LABEL else text[: LABEL - 1] + "…", quote=False)
+
+
+def span_lines(tables: Sequence[dict[str, dict[str, str]]], keys: list[str]) -> go.Scatter:
     """What joins the dots of a row."""
     x: list[float | None] = []
-    y: list[str | None] = []
-    for key, mark in zip(keys, marks, strict=True):
+    y: list[int | None] = []
+    for at, key in enumerate(keys):
         rates = [float(table[key]["wer"]) for table in tables if key in table]
         x += [min(rates), max(rates), None]
-        y += [mark, mark, None]
+        y += [at, at, None]
     look = {"color": RULE, "width": 3}
     return go.Scatter(x=x, y=y, mode="lines", line=look, hoverinfo="skip", showlegend=False)
 
@@ -207,7 +219,7 @@ def score_plot(rows: Iterable[tuple[str, str, str, float, float, float]]) -> Plo
     traces = [
         go.Scatter(
             x=[rate],
-            y=[escape(label, quote=False)],
+            y=[at],
             mode="markers",
             marker={"symbol": symbol, "size": 11, "color": colour, "line": {"width": 1.5, "color": colour}},
             cliponaxis=False,
@@ -215,13 +227,12 @@ def score_plot(rows: Iterable[tuple[str, str, str, float, float, float]]) -> Plo
             hovertemplate=f"%{{x}} % ({low:.2f} to {high:.2f})",
             name="",
         )
-        for label, colour, symbol, rate, low, high in listed
+        for at, (_, colour, symbol, rate, low, high) in enumerate(listed)
     ]
     height = MARGINS - 28 + 30 * len(listed)
     figure = go.Figure(traces, base_layout(height) | {"showlegend": False})
     figure.update_xaxes(title_text="test WER, %", rangemode="tozero", nticks=6)
-    names = [escape(row[0], quote=False) for row in listed]
-    figure.update_yaxes(type="category", categoryorder="array", categoryarray=names[::-1], dtick=1, gridcolor=RULE)
+    figure.update_yaxes(**rows_axis([label_text(row[0]) for row in listed]))
     return Plot("wer", "", "", figure_json(figure), height, [], [])
 
 

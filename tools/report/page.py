@@ -275,7 +275,9 @@ def abstract(records: Sequence[Record], labels: list[str]) -> list[str]:
                 f"of {after['wer']:.1f} % (95 % interval {interval_text(after, 'wer')}){base}."
             )
         if {"best_step", "steps"} <= end.keys() and clips:
-            which = f"its weights, {end['weights']}," if "weights" in end else f"those of step {end['best_step']:,}"
+            which = (
+                f"its weights, {end['weights']}," if "weights" in end else f"the weights of step {end['best_step']:,}"
+            )
             said.append(
                 f"It was trained on {clips['clips']:,} clips, {clips['seconds'] / 60:,.0f} min of speech, in "
                 f"{end['steps']:,} steps; {which} have the lowest validation WER, {end['validation_wer']:.1f} %."
@@ -345,7 +347,7 @@ def edit_texts(records: Sequence[Record], labels: list[str]) -> list[str]:
     for label, record in zip(labels, records, strict=True):
         if found := record.numbers("evaluate/tuned"):
             head = f"{label}, tuned" if len(records) > 1 else "The tuned model"
-            texts.append(f"{head}: " + ", ".join(f"{found[kind]:,} {kind}" for kind in EDIT_COUNTS))
+            texts.append(f"{head}: " + ", ".join(f"{kind} {found[kind]:,}" for kind in EDIT_COUNTS))
     return texts
 
 
