@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from tests.support.material import ROOT
 from tests.support.process import PATIENCE
 from tests.support.repository import TINY, commit, copy_repository, environment, run, set_params
-from tools.report import NEXT
+from tools.report.terminal import NEXT
 
 
 @pytest.fixture(scope="module")
