@@ -38,10 +38,15 @@ def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int, times
     the generation_config's max_length with the prompt, at the latest. timestamps: ask for them too.
     """
     whisper, config = model.whisper, model.whisper.generation_config
-    start = prompt_tokens(model)[: -1 if timestamps else None]
+    *start, no_timestamps = prompt_tokens(model)
+    suppressed = list(config.suppress_tokens or [])
+    if timestamps:
+        suppressed.append(no_timestamps)  # else a model that gives some as seldom as it saw them gives none
+    else:
+        start.append(no_timestamps)
     encoded = whisper.model.encoder(mels.to(whisper.device, whisper.dtype)).last_hidden_state
     tokens = torch.tensor([start] * len(mels), device=whisper.device)
-    never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=whisper.device)
+    never = torch.tensor(suppressed, dtype=torch.long, device=whisper.device)
     not_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=whisper.device)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     ended = torch.zeros(len(mels), dtype=torch.bool, device=whisper.device)
