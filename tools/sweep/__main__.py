@@ -11,7 +11,6 @@ from stages.runtime.command import run
 from stages.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.params_file import ParamsFile
     from stages.training.run import Run
     from tools.sweep.plan import Plan
     from tools.sweep.study import Sweep
@@ -106,13 +105,15 @@ def origin(root: Path, plan: "Plan", params: Path) -> "Run":
 
 def propose(sweep: "Sweep", write: bool) -> str:
     """The best values as a diff of params.yaml; written where that was asked for."""
-    from stages.params_file import ParamsFile
+    from stages.params_file import ParamsFile, yaml_text
     from tools.sweep.trials import ranking
 
     file, best = ParamsFile(sweep.params), ranking(sweep)[0]
+    before = yaml_text(file.document)
     for key, value in best.params.items():
         file.set(key, value)
-    diff = unified(file, sweep.params)
+    old, new, path = before.splitlines(), yaml_text(file.document).splitlines(), sweep.params.name
+    diff = "\n".join(difflib.unified_diff(old, new, path, path, lineterm="", n=0))
     if not diff:
         return "params.yaml has the best values already."
     if write:
@@ -120,14 +121,6 @@ def propose(sweep: "Sweep", write: bool) -> str:
     how = "written" if write else "--apply writes them"
     name = best.user_attrs["experiment"]
     return f"{diff}\nThe best values, of {name}; {how}. `dvc repro` then trains at full length."
-
-
-def unified(file: "ParamsFile", path: Path) -> str:
-    """What saving would change."""
-    from stages.params_file import yaml_text
-
-    before, after = path.read_text(encoding="utf-8").splitlines(), yaml_text(file.document).splitlines()
-    return "\n".join(difflib.unified_diff(before, after, path.name, path.name, lineterm="", n=0))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A sweep's charts as one page that needs no network."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ def write_charts(path: Path, name: str, study: optuna.Study) -> None:
     parts: list[str] = []
     for title, plot in CHARTS.items():
         try:
-            figure: Any = plot(study) if title == "While training" else plot(study, target_name=WER)
+            with warnings.catch_warnings(action="ignore"):  # of importances among equals
+                figure: Any = plot(study) if title == "While training" else plot(study, target_name=WER)
         except (ValueError, RuntimeError) as error:
             note(f"no chart of {title.lower()}: {one_line(error)}")
             continue

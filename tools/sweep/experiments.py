@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,7 @@ def run_experiment(
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {VARIABLE: settings.to_json(), "PATH": path}
     log.parent.mkdir(parents=True, exist_ok=True)
+    remove_remains(root, name)
     for _ in range(TRIES):
         with log.open("w") as output:
             status = wait(
@@ -162,6 +164,16 @@ def run_experiment(
     if status < 0 or KILLED.search(text):
         raise UserError(f"{name} was killed; the same command goes on with it. Its log: {log}")
     raise FailedError(f"{reason(text)} (log: {log})")
+
+
+def remove_remains(root: Path, name: str) -> None:
+    """Delete the folder of an experiment whose `dvc` was killed, which `dvc exp show` has as running for ever."""
+    home = (root / ".dvc/tmp/exps").resolve()
+    for path in home.glob("run/*/*.run"):
+        info = json.loads(path.read_text(encoding="utf-8"))
+        folder = Path(info.get("root_dir") or home).resolve()
+        if info.get("name") == name and home in folder.parents:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait(process: "subprocess.Popen[bytes]", glance: Callable[[], None]) -> int:

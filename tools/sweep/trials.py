@@ -1,5 +1,6 @@
 """Running a sweep's trials, one after the other, until its study has no more."""
 
+import re
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from stages.training.pruning import TrialSettings
 from tools.sweep.experiments import FailedError, Outcome, run_experiment, stale_results
 from tools.sweep.study import DONE, SIGN_EVERY, Assignment, Sweep
 
+STEP = re.compile(r"\| (\d+/\d+) (?:.*(, validation_wer=[^,\]]+))?")  # of train's bar
 IN_A_ROW = 3  # failures, after which something else than the parameters must be wrong
 
 
@@ -44,7 +46,9 @@ def run_trial(root: Path, sweep: Sweep, assignment: Assignment, bar: ProgressBar
     def watch(line: str) -> None:
         nonlocal signed
         passed = time.monotonic() - begun
-        bar.set_postfix_str(f"{assignment.name}: {line[:60]}")
+        if found := STEP.search(line):
+            bar.set_postfix_str(f"{assignment.name}: step {found[1]}{found[2] or ''}", refresh=False)
+        bar.update(0)  # draws, but not each time
         if passed - signed >= SIGN_EVERY:
             sweep.sign(assignment.trial, before + passed)
             signed = passed
