@@ -94,8 +94,8 @@ def test_forced_rerun_gives_the_same_bytes(clone):
 
 
 def experiment(folder: Path, *options: str) -> str:
-    """Run an experiment with another learning rate; returns what DVC printed."""
-    change = ["-n", "trial", "-S", "train.learning_rate=1e-5", "--allow-missing"]
+    """Run an experiment with another learning rate and decay; returns what DVC printed."""
+    change = ["-n", "trial", "-S", "train.learning_rate=1e-5", "-S", "train.weight_decay=0.1", "--allow-missing"]
     return run(folder, "dvc", "exp", "run", *change, *options)
 
 
@@ -119,7 +119,7 @@ def check_table(folder: Path) -> None:
     (header,) = (line.split() for line in table if line.split()[:1] == ["Experiment"])
     (trial,) = (line.split() for line in table if "[trial]" in line)
     values = dict(zip(reversed(header), reversed(trial), strict=False))  # its name and state are of several words
-    assert header[1:] == ["wer", "wer_stressed", "train.learning_rate"]
+    assert header[1:] == ["wer", "wer_stressed", "train.learning_rate", "train.weight_decay"]
     assert float(values["wer"]) == pytest.approx(trial_scores(folder)["wer"], rel=1e-4)  # DVC rounds to five digits
     assert float(values["train.learning_rate"]) == 1e-5
 
