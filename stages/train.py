@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stages.asr.batches import ClipDataset
 from stages.asr.clips import Drop, write_rows
@@ -20,6 +21,7 @@ from stages.training.checkpoints import PARTS, CheckpointManager, LocalCheckpoin
 from stages.training.mirror import Mirror
 from stages.training.resume import find_start, is_recorded
 from stages.training.run import describe_run
+from stages.training.trackers import TrackedRun, check_installed, open_trackers
 from stages.training.trainer import SpeechTrainer, regularisation
 
 PATH = click.Path(path_type=Path)
@@ -31,6 +33,9 @@ PATH = click.Path(path_type=Path)
 @click.option("--validation", type=PATH, required=True)
 @click.option("--pretrained", type=PATH, required=True, help="The model to start from.")
 @click.option("--checkpoints", type=PATH, required=True, help="Store of unfinished runs, below DVC_ROOT; no out.")
+@click.option(
+    "--trackers", type=PATH, required=True, help="Folder for files of compute.report_to, below DVC_ROOT; no out."
+)
 @click.option("--tuned", type=PATH, required=True, help="Folder for the best model.")
 @click.option("--curves", type=PATH, required=True, help="Folder for training.tsv and validation.tsv.")
 @click.option("--dropped", type=PATH, required=True, help="Table of what was left out.")
@@ -42,7 +47,8 @@ def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
     """Fine-tune the base model; keep the weights with the lowest validation WER. Goes on where a run was stopped."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its sums differ; read when CUDA starts
     values = load_params(params)
-    paths["checkpoints"] = repository() / paths["checkpoints"]
+    for name in ("checkpoints", "trackers"):
+        paths[name] = repository() / paths[name]
     result = train(values.train, values.compute, values.checkpoints, Paths(**paths), fresh, adopt)
     click.echo(f"validation WER {result['validation_wer']:.1f} % at step {result['best_step']} of {result['steps']}")
 
@@ -60,6 +66,7 @@ class Paths:
     validation: Path
     pretrained: Path
     checkpoints: Path
+    trackers: Path
     tuned: Path
     curves: Path
     dropped: Path
@@ -78,9 +85,11 @@ def train(
     """Train, and write everything that ``paths`` names; returns what ``metrics`` and ``details`` hold.
 
     fresh: pass over every checkpoint. adopt: the name, or its beginning, of another run to go on from. Raises UserError
-    where the features do not fit the model, no clip is left, the loss leaves the finite numbers, the memory or the
-    disk is full, or a checkpoint is there that fits in part only and nobody has said what to do with it.
+    where a tracker's library is missing, the features do not fit the model, no clip is left, the loss leaves the finite
+    numbers, the memory or the disk is full, or a checkpoint is there that fits in part only and nobody has said what to
+    do with it.
     """
+    check_installed(compute.report_to)
     device = best_device()
     model = load_model(paths.pretrained, device, **regularisation(settings))
     model.context, model.untrained = settings.context, False
@@ -100,10 +109,26 @@ def train(
         write_json(folder / PARTS, run.parts)
         manager = CheckpointManager(folder, keep.local, mirror)
         trainer = SpeechTrainer(model, clips, validation, settings, compute, manager, paths.curves)
-        trainer.run(start)
-        result = finish(trainer, paths)
+        trainer.add_callback(RunningMetrics(trainer, paths.metrics))
+        with open_trackers(compute.report_to, TrackedRun(run, paths.trackers), paths.curves) as trackers:
+            trainer.add_callback(trackers)
+            trainer.run(start)
+            result = finish(trainer, paths)
         local.remove_finished(spare=run.name)
     return result
+
+
+class RunningMetrics(TrainerCallback):
+    """What people compare, written as soon as it is known, for `dvc exp show` to show of a run that is under way."""
+
+    def __init__(self, trainer: SpeechTrainer, metrics: Path):
+        self.trainer, self.metrics = trainer, metrics
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.best_weights:  # of the checkpoint that this start goes on from
+            write_json(self.metrics, compared(self.trainer.current_state()))
+
+    on_evaluate = on_train_begin
 
 
 def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipDataset, ClipDataset]:

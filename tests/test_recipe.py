@@ -239,6 +239,7 @@ def run_stages(params: Path, place: Path) -> dict[str, dict]:
         validation=shards / "validation",
         pretrained=models / "pretrained",
         checkpoints=models / "checkpoints",
+        trackers=place / "runs",
         tuned=models / "tuned",
         curves=place / "curves",
         dropped=place / "dropped-train.tsv",
