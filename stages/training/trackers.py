@@ -28,7 +28,7 @@ from stages.training.run import Run, flatten_names, short_name
 
 PROJECT = "viska"  # of W&B, and MLflow's experiment, where the environment names no other
 CURVES = ("training", "validation")  # tables of a step and its values, in the folder of curves
-FINISH_SECONDS = 60  # that a finished training waits for a tracker
+FINISH_SECONDS = 120  # that a finished training waits for a tracker
 MLFLOW_BATCH = 500  # values a request; its REST interface takes 1,000
 
 Row = tuple[int, dict[str, float]]  # a step and its values by name, such as validation/wer
