@@ -23,7 +23,7 @@ from stages.train import Paths, train
 from tests.support.material import ROOT
 from tests.support.release import plain, row
 from tests.support.tones import record, write_table
-from tools.estimate import count_clips, count_parameters, find_data, model_shape
+from tools.estimate import expected_clips, find_data, model_shape, model_size
 from tools.recipe import apply_values, recipe_names, recipe_purpose, recipe_values
 
 RECIPES = ROOT / "recipes"
@@ -284,7 +284,7 @@ def test_a_shape_is_known_by_name(params, name, millions):
     """OpenAI's model card: 39, 74, 244 and 769 M, the encoder's fixed positions among them."""
     apply_values(params, {"whisper.base": f"openai/whisper-{name}", "whisper.revision": "0" * 40})
     config = model_shape(load_params(params))
-    assert round(count_parameters(config) / 1e6) == pytest.approx(millions, rel=0.02)
+    assert round(model_size(config) / 1e6) == pytest.approx(millions, rel=0.02)
 
 
 def test_an_unknown_base_is_said(params):
@@ -299,5 +299,5 @@ def test_clips_of_a_release_at_hand_are_counted(params, data):
     apply_values(params, values | {"download.common_voice.locale": None})
     found = load_params(params)
     assert not find_data(found).lack
-    clips, basis = count_clips(found, find_data(found))
+    clips, basis = expected_clips(found, find_data(found))
     assert basis == "counted; at most" and set(clips) == set(SPLITS) and 0 < clips["train"] < 20

@@ -16,11 +16,11 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from stages.params import TrackerName
 from stages.runtime.errors import UserError
-from stages.training.trackers import KINDS, Follower, Row, check_installed, read_curves
+from stages.training.trackers import TRACKERS, Follower, Row, check_installed, read_curves
 from tests.support.material import ROOT, write_params
 from tests.support.training import SETTINGS, make_place, results, start
 
-ALL = {"compute.report_to": list(KINDS)}
+ALL = {"compute.report_to": list(TRACKERS)}
 Series = dict[str, list[tuple[int, float]]]  # steps and values by name
 
 
@@ -121,7 +121,7 @@ def test_the_run_and_its_bytes_are_the_same(place):
     assert name == same
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", TRACKERS)
 def test_a_tracker_holds_the_curves(place, name):
     curves = series(place / "reported/curves")
     assert curves.keys() == NAMES
@@ -134,10 +134,10 @@ FOLLOW = """
 import os, signal, sys, time
 from pathlib import Path
 from stages.training.run import Run
-from stages.training.trackers import KINDS, Follower, TrackedRun, open_trackers, read_curves
+from stages.training.trackers import TRACKERS, Follower, TrackedRun, open_trackers, read_curves
 place, dies = Path(sys.argv[1]), len(sys.argv) > 2
 run = Run({"params": {"learning_rate": 0.5, "schedule": {"kind": "linear"}}})
-with open_trackers(list(KINDS), TrackedRun(run, place / "runs"), place) as trackers:
+with open_trackers(list(TRACKERS), TrackedRun(run, place / "runs"), place) as trackers:
     trackers.on_log(None, None, None)
     if dies:
         wanted = {(step, name) for step, row in read_curves(place) for name in row}
@@ -168,7 +168,7 @@ def resumed(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", TRACKERS)
 def test_a_killed_run_goes_on_in_the_same_run_and_no_step_is_there_twice(resumed, name):
     found = READERS[name](resumed / "runs")  # each asserts that there is one run
     assert found == series(resumed)
@@ -225,7 +225,7 @@ def test_a_server_that_stays_away_is_said_at_the_end(tmp_path, capfd, monkeypatc
     write_curves(tmp_path, 3)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    command = [sys.executable, "-c", FOLLOW.replace("list(KINDS)", "['mlflow']"), str(tmp_path)]
+    command = [sys.executable, "-c", FOLLOW.replace("list(TRACKERS)", "['mlflow']"), str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0
     assert "warning: mlflow takes no figures" in result.stderr

@@ -81,16 +81,16 @@ class Cost:
     how: str
 
 
-def check(values: Params) -> Iterator[Finding]:
+def find_needs(values: Params) -> Iterator[Finding]:
     """What values need, each line as soon as it is known."""
     corpus = values.download.corpus
     data = find_data(values)
     yield data
-    clips, basis = count_clips(values, data)
+    clips, basis = expected_clips(values, data)
     shown = ", ".join(f"{clips[split]:,} {split}" if split in clips else f"? {split}" for split in SPLITS)
     yield Finding("clips", f"{shown} ({basis}), of about {SECONDS[corpus]:g} s")
     config = model_shape(values)
-    size = VALUE * count_parameters(config)
+    size = VALUE * model_size(config)
     download = find_download(values, size)
     yield download
     yield disk_space(values, clips, size, download)
@@ -112,9 +112,7 @@ def check(values: Params) -> Iterator[Finding]:
     yield Finding("time", describe_time(values.train, clips, steps, cost))
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if device.type == "cpu" and load > cores + 1:
-        yield Finding(
-            "load", f"{load:.0f} processes want the {cores} cores (measured); without the others it goes faster"
-        )
+        yield Finding("load", f"{load:.0f} processes share {cores} cores (measured): alone it would go faster")
 
 
 # Data, download, disk
@@ -139,7 +137,7 @@ def corpus_path(values: Params) -> Path:
     return locate(values.download.folder.path, "Put the folder of your recordings there")
 
 
-def count_clips(values: Params, data: Finding) -> tuple[dict[str, int], str]:
+def expected_clips(values: Params, data: Finding) -> tuple[dict[str, int], str]:
     """Clips by split, at most, and how they are known; a split that nobody knows is left out."""
     download = values.download
     if download.corpus == "synthetic":
@@ -247,7 +245,7 @@ def model_shape(values: Params) -> WhisperConfig | None:
     )
 
 
-def count_parameters(config: WhisperConfig | None) -> int:
+def model_size(config: WhisperConfig | None) -> int:
     """Of a model of this shape, without making it; a model from scratch counts as SMALL."""
     if config is None:
         return int(SMALL / 2)
@@ -323,7 +321,7 @@ def measure(values: Params, config: WhisperConfig | None, device: torch.device) 
     Raises UserError where the GPU's memory runs out.
     """
     settings = values.train
-    whole = device.type != "cpu" or count_parameters(config) < SMALL
+    whole = device.type != "cpu" or model_size(config) < SMALL
     clips = settings.batch_size if whole else min(2, settings.batch_size)
     windows = settings.batch_size if whole else 1
     share = 1.0 if settings.context == "full" else settings.full_context_share
@@ -336,7 +334,7 @@ def measure(values: Params, config: WhisperConfig | None, device: torch.device) 
         full = timed_steps(values, model, shards, "full", windows, 2 if whole else 1) if share > 0 else (0.0, 0.0, 0.0)
         a_clip = (1 - share) * short[0] / clips + share * full[0] / windows
         step = settings.batch_size * settings.gradient_accumulation * a_clip + max(short[1], full[1])
-        decoded = max(short[2], full[2]) / len(shards)
+        decoded = (short[2] or full[2]) / len(shards)  # at the trained context
     if device.type == "cuda":
         return Cost(step, decoded, torch.cuda.max_memory_allocated(), "measured")
     peak = peak_memory()
@@ -391,7 +389,8 @@ def timed_steps(
     model.whisper.generation_config.max_length = longest  # fresh weights would not end by themselves
     clock = Stopwatch(device)
     with tempfile.TemporaryDirectory() as place:
-        note(f"{steps} steps of {n_clips} clips {'on the full window' if context == 'full' else 'on their own length'}")
+        kind = "full window" if context == "full" else "own length"
+        note(f"measuring on the {kind}: steps {steps}, clips in a batch {n_clips}")
         manager: Any = NoCheckpoints(Path(place))
         trainer = SpeechTrainer(model, clips, clips, settings, values.compute, manager, Path(place))
         trainer.add_callback(clock)

@@ -81,14 +81,14 @@ def check(recipes: Path, name: str, settings: tuple[str, ...], params: Path) -> 
 
     Measures a few training steps here, with fresh weights and made-up clips. Ends with 1 where something is lacking.
     """
-    from tools.estimate import check as findings  # torch, seconds to import
+    from tools.estimate import find_needs  # torch, seconds to import
 
     file = ParamsFile(params)
     for key, value in (recipe_values(recipes, name) | flatten_settings(settings)).items():
         file.set(key, value)
     values = file.validate()
     lacks = []
-    for finding in findings(values):
+    for finding in find_needs(values):
         click.echo(f"{finding.topic:<10} {finding.text}")
         lacks += [finding.lack] if finding.lack else []
     if lacks:

@@ -28,7 +28,7 @@ from stages.training.run import Run, flatten_names, short_name
 
 PROJECT = "viska"  # of W&B, and MLflow's experiment, where the environment names no other
 CURVES = ("training", "validation")  # tables of a step and its values, in the folder of curves
-FINISH_SECONDS = 120  # that a finished training waits for a tracker
+LAST_SECONDS = 120  # that a finished training waits for a tracker
 MLFLOW_BATCH = 500  # values a request; its REST interface takes 1,000
 
 Row = tuple[int, dict[str, float]]  # a step and its values by name, such as validation/wer
@@ -105,7 +105,7 @@ class Wandb:
             resume="allow",
             mode=None if online else "offline",
             dir=folder,
-            settings=wandb.Settings(console="off", silent=not online, finish_timeout=FINISH_SECONDS),
+            settings=wandb.Settings(console="off", silent=not online, finish_timeout=LAST_SECONDS),
         )
         self.first_step = self.run.step
         if self.run.offline:
@@ -192,7 +192,7 @@ class DvcLive:
         self.live.end()
 
 
-KINDS: dict[TrackerName, Callable[[TrackedRun], Tracker]] = {
+TRACKERS: dict[TrackerName, Callable[[TrackedRun], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
     "mlflow": Mlflow,
@@ -214,7 +214,7 @@ def open_trackers(names: Sequence[TrackerName], tracked: TrackedRun, curves: Pat
     """Have trackers follow the curves in a folder, to the end of the block; an error there leaves their runs open."""
     if names:
         note(f"reporting to {', '.join(names)} (files: {tracked.folder})")
-    followers = [Follower(name, partial(KINDS[name], tracked), curves) for name in dict.fromkeys(names)]
+    followers = [Follower(name, partial(TRACKERS[name], tracked), curves) for name in dict.fromkeys(names)]
     for follower in followers:
         follower.start()
     yield TrackerCallback(followers)
@@ -262,7 +262,7 @@ class Follower(threading.Thread):
         """Wait for the last rows, but not for ever."""
         self.ended = True
         self.wake.set()
-        self.join(FINISH_SECONDS)
+        self.join(LAST_SECONDS)
         if self.is_alive() or self.problem:
             warn(f"{self.name} does not have all figures ({self.problem or 'no answer'}); {self.curves} has them")
 
