@@ -223,10 +223,14 @@ class Evaluate(Section):
     seed: Seed
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
+
+
 class Compute(Section):
     processes: Count | None
     decode_batch_size: Count
     loader_workers: Annotated[int, Field(ge=0)]
+    report_to: list[TrackerName]
 
 
 class Keep(Section):
