@@ -113,10 +113,18 @@ def experiment_name(values: Values, origin: str) -> str:
     for key, value in values.items():
         last = key.rpartition(".")[2]
         short = "".join(word[0] for word in last.split("_")) if "_" in last else last
-        text = re.sub(r"e([+-])0*(\d)", r"e\1\2", f"{value:g}") if isinstance(value, float) else str(value)
+        text = spell_number(value) if isinstance(value, float) else str(value)
         words.append(re.sub(r"[^\w.+-]+|\.\.+", "-", f"{short}{text}"))
     digest = hashlib.sha256(json.dumps([origin, values], sort_keys=True).encode()).hexdigest()[:4]
     return "-".join(["sweep", *words, digest])
+
+
+def spell_number(value: float) -> str:
+    """3e-4 rather than 0.0003; 0.05 as it is."""
+    if value == 0 or 0.01 <= abs(value) < 10_000:
+        return f"{value:g}"
+    digits, exponent = f"{value:e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 class Sweep:
