@@ -2,7 +2,7 @@
 
 First with pruning and the present values first, killed twice with SIGKILL (alone, and with its training) and stopped
 once with Ctrl-C; then at random to the end of every trial, by two processes beside two workers of DVC's queue. Counts
-steps, experiments and what the sweep itself costs, and trains some trials again by hand, which must give the same bytes.
+steps, experiments and what the sweep itself costs; some trials trained again by hand must give the same bytes.
 """
 
 import json
@@ -27,6 +27,7 @@ from stages.training.pruning import open_study
 from tests.support import repository
 from tools.sweep.plan import SHIPPED
 from tools.sweep.study import LEFT_OUT, NAME, SECONDS, STEPS
+from tools.sweep.winner import winners_lead
 
 SMALL = {
     "whisper.scratch.d_model": 64,
@@ -116,13 +117,13 @@ def interrupted(folder: Path, plan: Path, rng: random.Random) -> str:
 def together(folder: Path, plan: Path) -> None:
     """Two processes on one sweep, while two workers run queued experiments."""
     for change in QUEUED:
-        repository.run(
-            folder, "dvc", "exp", "run", "--queue", "--allow-missing", "-n", f"queued-{change[-1]}", "-S", change
-        )
+        name = f"queued-{change[-1]}"
+        repository.run(folder, "dvc", "exp", "run", "--queue", "--allow-missing", "-n", name, "-S", change, "train")
     with (folder.parent / "workers.log").open("w") as log:
         command = ["dvc", "queue", "start", "-j", "2"]
         subprocess.run(command, cwd=folder, env=repository.environment(folder), stdout=log, stderr=log, check=True)
-    if any([sweep.wait() for sweep in [begin(folder, plan), begin(folder, plan)]]):
+    both = [begin(folder, plan), begin(folder, plan)]
+    if sum(sweep.wait() for sweep in both):
         sys.exit(output(folder, plan))
     while (status := repository.run(folder, "dvc", "queue", "status")).count("Success") < len(QUEUED):
         if "Failed" in status:
@@ -135,12 +136,15 @@ def compare(folder: Path, pruned: Path, whole: Path) -> str:
     ours, theirs = finished(folder, pruned), finished(folder, whole)
     steps, all_steps = (sum(trial.user_attrs[STEPS] for trial in trials) for trials in (ours, theirs))
     best, other = (
-        min(trial.value for trial in trials if trial.state == TrialState.COMPLETE) for trials in (ours, theirs)
+        min((trial for trial in trials if trial.state == TrialState.COMPLETE), key=lambda trial: trial.value)
+        for trials in (ours, theirs)
     )
+    lead = winners_lead(folder, best, other)
     stopped = sum(trial.state == TrialState.PRUNED for trial in ours)
     return (
-        f"{stopped} of {len(ours)} pruned; {steps} steps against {all_steps}: {all_steps / steps:.2f} times fewer; best "
-        f"{best:.2f} % against {other:.2f} %, the present values {ours[0].value:.2f} %"
+        f"{stopped} of {len(ours)} pruned; {steps} steps against {all_steps}: {all_steps / steps:.2f} times fewer\n"
+        f"best {best.value:.2f} % against {other.value:.2f} %, the present values {ours[0].value:.2f} %; the other way "
+        f"{lead.points:+.2f} points ({lead.interval[0]:+.2f} to {lead.interval[1]:+.2f}), p {lead.p:.2g}"
     )
 
 

@@ -62,17 +62,16 @@ def read_outcome(root: Path, commit: str) -> Outcome:
 
 
 def reopen_pruned(root: Path, ref: str, outcome: Outcome) -> Outcome:
-    """Take train, and what follows it, out of the dvc.lock of a pruned experiment's commit.
+    """Have dvc.lock say, in a pruned experiment's commit, that another command than dvc.yaml's made its model.
 
     So that `dvc exp apply`, then `dvc repro`, trains to the end instead of taking the pruned model for finished.
     """
     (text,) = read_blobs(root, [f"{outcome.commit}:{LOCK}"])
     lock = YAML(typ="rt").load(text)
-    doomed = [STAGE, *downstream(lock["stages"])]
-    if STAGE not in lock["stages"]:
+    mark = f" # pruned at step {outcome.pruned}"
+    if lock["stages"][STAGE]["cmd"].endswith(mark):
         return outcome
-    for name in doomed:
-        lock["stages"].pop(name)
+    lock["stages"][STAGE]["cmd"] += mark
     blob = run_git(root, "hash-object", "-w", "--stdin", stdin=yaml_text(lock).encode()).decode().strip()
     tree = run_git(root, "ls-tree", outcome.commit).decode()
     tree = re.sub(rf"(?m)^(\d+ blob )[0-9a-f]+(\t{re.escape(LOCK)})$", rf"\g<1>{blob}\g<2>", tree)

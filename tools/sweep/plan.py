@@ -122,7 +122,7 @@ def check_keys(plan: Plan, path: Path) -> None:
     for key in (*plan.space, *plan.overrides):
         if key.partition(".")[0] not in SECTIONS:
             raise UserError(
-                f"{path}: {key}: a sweep turns keys of {' and '.join(SECTIONS)} alone; set others before it"
+                f"{path}: {key}: a sweep turns keys of {' and '.join(SECTIONS)} alone; set the others first"
             )
     if both := plan.space.keys() & plan.overrides.keys():
         raise UserError(f"{path}: {', '.join(sorted(both))}: in space or in overrides, not in both")
@@ -143,9 +143,7 @@ def check_values(plan: Plan, path: Path, params: Path) -> None:
     for values in starting_points(plan, params):
         for key, value in values.items():
             if not plan.space[key].holds(value):
-                raise UserError(
-                    f"{path}: start: {key} {value} lies outside of its space: widen it, or name other values"
-                )
+                raise UserError(f"{path}: start: {key} {value} is outside of its space: widen it, or start elsewhere")
 
 
 def apply(params: Path, values: Values) -> Params:
