@@ -87,7 +87,7 @@ def test_two_processes_share_the_trials_and_a_dead_ones_is_taken_up(sweep):
     while assignment := there.next():
         numbers.append(assignment.number)
         finish(there, assignment)
-        assert numbers == [2, 3]
+    assert numbers == [2, 3]
     assert len(here.trials(TrialState.COMPLETE)) == 4
 
 
