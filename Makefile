@@ -14,7 +14,7 @@ features: $(VENV)
 	@echo "Next: git add -A && git commit, so that dvc.lock names these features; then make push"
 
 report: $(VENV)
-	@python -m tools.report
+	@python -m tools.report $(REVISIONS) --html report.html
 
 test: $(VENV)
 	python -m tests.support.browser

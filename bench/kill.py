@@ -97,7 +97,8 @@ def begin(place: Path, name: str, params: Path, root: Path) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ["DVC_ROOT"] = str(root)
-        outs = [run / out for out in ("checkpoints", "tuned", "curves", "dropped.tsv", "metrics.json", "details.json")]
+        names = ("checkpoints", "runs", "tuned", "curves", "dropped.tsv", "metrics.json", "details.json")
+        outs = [run / name for name in names]
         paths = Paths(place / "train", place / "validation", place / "pretrained", *outs)
         values = load_params(params)
         train(values.train, values.compute, values.checkpoints, paths)

@@ -49,7 +49,7 @@ def with_values(params: Path, run: Path, section: str, values: dict[str, object]
 
 def train(run: Path, params: Path, features: Path, pretrained: Path, root: Path) -> float:
     """Seconds of ``python -m stages train`` with all outs in the run's folder."""
-    outs = ("checkpoints", "tuned", "curves", "dropped", "metrics", "details")
+    outs = ("checkpoints", "trackers", "tuned", "curves", "dropped", "metrics", "details")
     options = {"params": params, "pretrained": pretrained} | {out: run / out for out in outs}
     options |= {split: features / split for split in ("train", "validation")}
     command = [sys.executable, "-m", "stages", "train"]

@@ -163,6 +163,7 @@ class Train(Section):
     full_context_share: Share
     filled_window_share: Share
     timestamp_share: Share
+    prompt_share: Share
     batch_size: Count
     gradient_accumulation: Count
     learning_rate: Annotated[float, Field(gt=0, le=1)]
@@ -222,10 +223,14 @@ class Evaluate(Section):
     seed: Seed
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
+
+
 class Compute(Section):
     processes: Count | None
     decode_batch_size: Count
     loader_workers: Annotated[int, Field(ge=0)]
+    report_to: list[TrackerName]
 
 
 class Keep(Section):

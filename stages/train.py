@@ -21,10 +21,12 @@ from stages.params import Checkpoints, Compute, Train, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import json_text, write_json
 from stages.training.checkpoints import PARTS, Checkpoint, CheckpointManager, LocalCheckpoints, locked, prune
+from stages.training.metrics import RunningMetrics, compared
 from stages.training.mirror import Mirror
 from stages.training.pruning import remove_stale_results
 from stages.training.resume import find_start, is_recorded
 from stages.training.run import describe_run
+from stages.training.trackers import TrackedRun, check_installed, open_trackers
 from stages.training.trainer import SpeechTrainer, regularisation, weights_of
 
 PATH = click.Path(path_type=Path)
@@ -37,6 +39,9 @@ RESULT = "result.json"  # in a run's folder: its metrics, where other weights th
 @click.option("--validation", type=PATH, required=True)
 @click.option("--pretrained", type=PATH, required=True, help="The model to start from.")
 @click.option("--checkpoints", type=PATH, required=True, help="Store of unfinished runs, below DVC_ROOT; no out.")
+@click.option(
+    "--trackers", type=PATH, required=True, help="Folder for files of compute.report_to, below DVC_ROOT; no out."
+)
 @click.option("--tuned", type=PATH, required=True, help="Folder for the best model.")
 @click.option("--curves", type=PATH, required=True, help="Folder for training.tsv and validation.tsv.")
 @click.option("--dropped", type=PATH, required=True, help="Table of what was left out.")
@@ -49,7 +54,8 @@ def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its sums differ; read when CUDA starts
     values = load_params(params)
     remove_stale_results(repository())
-    paths["checkpoints"] = repository() / paths["checkpoints"]
+    for name in ("checkpoints", "trackers"):
+        paths[name] = repository() / paths[name]
     result = train(values.train, values.compute, values.checkpoints, Paths(**paths), fresh, adopt)
     which = f"({result['weights']})" if "weights" in result else f"at step {result['best_step']} of {result['steps']}"
     click.echo(f"validation WER {result['validation_wer']:.1f} % {which}")
@@ -68,6 +74,7 @@ class Paths:
     validation: Path
     pretrained: Path
     checkpoints: Path
+    trackers: Path
     tuned: Path
     curves: Path
     dropped: Path
@@ -86,9 +93,11 @@ def train(
     """Train, and write everything that ``paths`` names; returns what ``metrics`` and ``details`` hold.
 
     fresh: pass over every checkpoint. adopt: the name, or its beginning, of another run to go on from. Raises UserError
-    where the features do not fit the model, no clip is left, the loss leaves the finite numbers, the memory or the
-    disk is full, or a checkpoint is there that fits in part only and nobody has said what to do with it.
+    where a tracker's library is missing, the features do not fit the model, no clip is left, the loss leaves the finite
+    numbers, the memory or the disk is full, or a checkpoint is there that fits in part only and nobody has said what to
+    do with it.
     """
+    check_installed(compute.report_to)
     device = best_device()
     model = load_model(paths.pretrained, device, **regularisation(settings))
     if settings.interpolate and model.untrained:
@@ -111,8 +120,11 @@ def train(
         write_json(folder / PARTS, run.parts)
         manager = CheckpointManager(folder, keep.local, mirror)
         trainer = SpeechTrainer(model, clips, validation, settings, compute, manager, paths.curves)
-        trainer.run(start)
-        result = finish(trainer, paths, folder)
+        trainer.add_callback(RunningMetrics(trainer.best, paths.metrics))
+        with open_trackers(compute.report_to, TrackedRun(run, paths.trackers), paths.curves) as trackers:
+            trainer.add_callback(trackers)
+            trainer.run(start)
+            result = finish(trainer, paths, folder)
         local.remove_finished(spare=run.name)
     return result
 
@@ -122,7 +134,7 @@ def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipD
     clips, drops = [], []
     style = LabelStyle(**settings.text.model_dump())
     augment = AugmentOptions(**settings.augment.model_dump())
-    variation = Variation(augment, settings.timestamp_share, settings.seed)
+    variation = Variation(augment, settings.timestamp_share, settings.prompt_share, settings.seed)
     for folder in (paths.train_shards, paths.validation):
         shards = Shards(folder)
         check_fit(model, shards, folder)
@@ -143,11 +155,6 @@ def is_done(checkpoint: Checkpoint, paths: Paths) -> bool:
     result, (best_step, best_wer) = checkpoint.folder.parent / RESULT, checkpoint.state.best[0]
     text = result.read_text(encoding="utf-8") if result.exists() else json_text(compared(best_wer, best_step))
     return is_recorded(paths.metrics, text)
-
-
-def compared(validation_wer: float, best_step: int) -> dict[str, float]:
-    """What people compare of a run: the WER of its result, and the step of its best evaluation."""
-    return {"validation_wer": round(validation_wer, 2), "best_step": best_step}
 
 
 def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path) -> dict[str, Any]:

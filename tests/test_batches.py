@@ -219,6 +219,45 @@ def test_a_filled_window_has_its_clips_and_texts_one_after_the_other(dataset, sh
     assert found.min() >= found.max() - np.float32(LOG_MEL_RANGE)
 
 
+def test_the_decoders_input_is_what_whisper_makes_of_the_labels(dataset, model):
+    batch = collate([dataset[one(place, 200)] for place in range(4)])
+    own = model.whisper(input_features=batch["input_features"], labels=batch["labels"]).loss
+    assert model.whisper(**batch).loss == own
+    batch["decoder_input_ids"][:, 5] = 7
+    assert model.whisper(**batch).loss != own
+
+
+def test_a_share_of_the_examples_follows_another_text_of_the_speakers(shards, model):
+    clips = ClipDataset(shards, model, 448, variation=Variation(prompted_share=0.5))
+    texts = {entry.id: (entry.text, entry.speaker) for entry in shards.entries}
+    prompted = []
+    for place, entry in enumerate(shards.entries):
+        for epoch in range(20):
+            example = clips[BatchItem((place,), 200, epoch)]
+            inputs, labels = example["decoder_input_ids"], example["labels"]
+            assert len(inputs) == len(labels)
+            names = model.tokenizer.convert_ids_to_tokens(inputs.tolist())
+            at = names.index("<|startoftranscript|>")
+            prompted.append(at > 0)
+            assert (labels[:at] == IGNORED).all() and np.array_equal(labels[at:], clips.labels[place])
+            assert np.array_equal(inputs[at + 1 :], labels[at:-1])
+            if at:
+                assert names[0] == "<|startofprev|>"
+                before = model.tokenizer.decode(inputs[1:at])
+                same = {
+                    text for name, (text, speaker) in texts.items() if speaker == entry.speaker and name != entry.id
+                }
+                assert before.strip() in same
+    assert 0.35 < statistics.mean(prompted) < 0.65
+
+
+def test_a_text_before_takes_only_the_room_that_a_label_leaves(shards, model):
+    longest = max(len(labels) for labels in ClipDataset(shards, model, 448).labels)
+    clips = ClipDataset(shards, model, longest, variation=Variation(prompted_share=1.0))
+    lengths = [len(clips[BatchItem((place,), 200, 0)]["labels"]) for place in range(len(clips))]
+    assert max(lengths) == longest and min(lengths) > min(map(len, clips.labels))
+
+
 def test_an_epoch_changes_clips_and_says_how_long_they_are_then(shards, model):
     options = AugmentOptions(lead_seconds=0.5, cut_seconds=0.05, gain=20, noise=0.5, babble=0.5, speed=0.2)
     clips = ClipDataset(shards, model, 448, variation=Variation(options, seed=3))

@@ -1,5 +1,6 @@
 """The whole pipeline under a real DVC, in a repository of its own, with a tiny model."""
 
+import csv
 import json
 import re
 import shlex
@@ -17,7 +18,7 @@ from ruamel.yaml import YAML
 from tests.support.material import ROOT
 from tests.support.process import PATIENCE
 from tests.support.repository import TINY, commit, copy_repository, environment, run, set_params
-from tools.report import NEXT
+from tools.report.terminal import NEXT
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,8 @@ def test_forced_rerun_gives_the_same_bytes(clone):
 
 
 def experiment(folder: Path, *options: str) -> str:
-    """Run an experiment with another learning rate; returns what DVC printed."""
-    change = ["-n", "trial", "-S", "train.learning_rate=1e-5", "--allow-missing"]
+    """Run an experiment with another learning rate and decay; returns what DVC printed."""
+    change = ["-n", "trial", "-S", "train.learning_rate=1e-5", "-S", "train.weight_decay=0.1", "--allow-missing"]
     return run(folder, "dvc", "exp", "run", *change, *options)
 
 
@@ -119,7 +120,7 @@ def check_table(folder: Path) -> None:
     (header,) = (line.split() for line in table if line.split()[:1] == ["Experiment"])
     (trial,) = (line.split() for line in table if "[trial]" in line)
     values = dict(zip(reversed(header), reversed(trial), strict=False))  # its name and state are of several words
-    assert header[1:] == ["wer", "wer_stressed", "train.learning_rate"]
+    assert header[1:] == ["wer", "wer_stressed", "train.learning_rate", "train.weight_decay"]
     assert float(values["wer"]) == pytest.approx(trial_scores(folder)["wer"], rel=1e-4)  # DVC rounds to five digits
     assert float(values["train.learning_rate"]) == 1e-5
 
@@ -175,7 +176,7 @@ def kill(folder: Path) -> None:
 
 def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(pulled):
     def queue() -> list[str]:
-        grid = ["train.learning_rate=1e-5,3e-5", "train.max_steps=100", "train.eval_every=100", "train.save_every=10"]
+        grid = ["train.learning_rate=1e-5,3e-5", "train.max_steps=100", "train.eval_every=10", "train.save_every=10"]
         change = [word for value in grid for word in ("-S", value)]
         return re.findall(
             r"experiment '(.+?)'", run(pulled, "dvc", "exp", "run", "--queue", "--allow-missing", *change)
@@ -190,6 +191,10 @@ def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(pul
         for trainer in trainers(pulled):
             trainer.suspend()  # so that it waits for the other one
             caught.add(trainer.pid)
+    rows = csv.DictReader(run(pulled, "dvc", "exp", "show", "--csv").splitlines())
+    running = [row for row in rows if row["Experiment"] in names and row["State"] == "Running"]
+    # Each has validated, for it has saved after that.
+    assert [int(row["best_step"]) >= 10 and float(row["validation_wer"]) >= 0 for row in running] == [True, True]
     kill(pulled)
     run(pulled, "dvc", "queue", "kill", "--force", *names)
     names = queue()
@@ -202,6 +207,27 @@ def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(pul
     assert len(set(resumed)) == 2 and all(line.endswith("of 100") for line in resumed)
     shown = run(pulled, "dvc", "exp", "show", "--csv").splitlines()
     assert sum(line.startswith(tuple(names)) and ",Success," in line for line in shown) == 2
+
+
+def test_two_people_share_experiments_over_git_and_a_remote(finished, tmp_path):
+    """As the manual of training has it: each runs one, pushes it, and takes the other's."""
+    run(tmp_path, "git", "clone", "-q", "--bare", str(finished), "team.git")
+    rates = {"anna": "1e-5", "bo": "3e-2"}
+    people = {name: tmp_path / name for name in rates}
+    for name, folder in people.items():
+        run(tmp_path, "git", "clone", "-q", "team.git", name)
+        run(folder, "dvc", "pull")
+        change = ["-S", f"train.learning_rate={rates[name]}", "--allow-missing"]
+        run(folder, "dvc", "exp", "run", "-n", f"{name}-rate", *change)
+        run(folder, "dvc", "exp", "push", "origin", f"{name}-rate")
+    for name, other in (("anna", "bo"), ("bo", "anna")):
+        run(people[name], "dvc", "exp", "pull", "origin", f"{other}-rate")
+    compared = run(people["anna"], "python", "-m", "tools.compare", "anna-rate", "bo-rate")
+    assert "learning_rate" in compared
+    run(people["anna"], "dvc", "exp", "apply", "bo-rate")
+    for path in ("models/tuned/model.safetensors", "data/transcripts/tuned.tsv", "metrics/train.json", "params.yaml"):
+        assert (people["anna"] / path).read_bytes() == (people["bo"] / path).read_bytes()
+    assert "up to date" in run(people["anna"], "dvc", "status", "train", "evaluate@tuned")
 
 
 def test_plots_and_metrics_are_there(finished):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import termios
 
+import pytest
+
 from tests.support.material import ROOT
 
 STEPS = """
@@ -23,10 +25,11 @@ def test_a_log_gets_few_lines_and_the_last_says_all():
     assert "0/2000" in lines[0] and "2000/2000" in lines[1]
 
 
-def test_a_terminal_gets_a_bar_that_overwrites_itself():
+def in_terminal(script: str, columns: int) -> bytes:
+    """What a script writes to a terminal of so many columns."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    process = subprocess.Popen([sys.executable, "-c", STEPS], cwd=ROOT, stderr=theirs)
+    termios.tcsetwinsize(theirs, (24, columns))
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=theirs)
     os.close(theirs)
     shown = b""
     try:
@@ -36,4 +39,37 @@ def test_a_terminal_gets_a_bar_that_overwrites_itself():
         pass
     os.close(ours)
     assert process.wait() == 0
+    return shown
+
+
+def test_a_terminal_gets_a_bar_that_overwrites_itself():
+    shown = in_terminal(STEPS, 80)
     assert shown.count(b"\r") > 2 and b"2000/2000" in shown
+
+
+TRAINING = """
+from stages.training.curves import StepBar
+bar = StepBar(32, total=200000, initial=119000)
+bar.start_t -= 36 * 3600
+bar.update(1000)
+bar.show(loss=12.3456)
+bar.show(phase="validate")
+bar.show(phase="train", wer=104.29)
+bar.close()
+"""
+
+
+@pytest.mark.parametrize("columns", [80, 30])
+def test_the_line_of_a_training_never_wraps(columns):
+    frames = [frame.strip() for frame in in_terminal(TRAINING, columns).decode().splitlines()]
+    assert max(map(len, frames)) <= columns
+    assert any(frame.startswith("validate 120000/200000 (60%)") for frame in frames)
+    whole = "train    120000/200000 (60%)  loss 12.346  WER 104.3 %  0.247 clips/s  2880:00:00 left"
+    assert frames[-1].startswith(whole[: columns - 1].rstrip())
+
+
+def test_a_log_gets_the_line_of_a_training_at_each_validation():
+    result = subprocess.run([sys.executable, "-c", TRAINING], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "\r" not in result.stderr
+    assert [line.split()[0] for line in result.stderr.splitlines()] == ["train", "validate", "train"]
+    assert result.stderr.splitlines()[-1].endswith(" left")

@@ -23,6 +23,7 @@ from stages.train import Paths, train
 from tests.support.material import ROOT
 from tests.support.release import plain, row
 from tests.support.tones import record, write_table
+from tools.estimate import expected_clips, find_data, model_shape, model_size
 from tools.recipe import apply_values, recipe_names, recipe_purpose, recipe_values
 
 RECIPES = ROOT / "recipes"
@@ -240,6 +241,7 @@ def run_stages(params: Path, place: Path) -> dict[str, dict]:
         validation=shards / "validation",
         pretrained=models / "pretrained",
         checkpoints=models / "checkpoints",
+        trackers=place / "runs",
         tuned=models / "tuned",
         curves=place / "curves",
         dropped=place / "dropped-train.tsv",
@@ -252,3 +254,51 @@ def run_stages(params: Path, place: Path) -> dict[str, dict]:
         results = Results(place / f"{name}.tsv", place / name, place / "metrics.json", place / "details.json")
         scores[name] = evaluate(values.evaluate, values.compute, models / name, shards / "test", results)
     return scores
+
+
+QUICK = ("--set", "whisper.scratch={d_model: 16, layers: 1, heads: 2}", "--set", "train.batch_size=2")
+
+
+def test_check_says_what_the_default_needs_and_changes_nothing(params):
+    before = params.read_bytes()
+    result = tool("check", "default", "--params", params, *QUICK)
+    assert result.returncode == 0, result.stderr
+    said = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert {"data", "clips", "download", "disk", "memory", "time"} <= said.keys()
+    assert said["clips"].startswith("3,000 train, 150 validation, 400 test (params.yaml)")
+    assert re.search(r"^\d\.\d GB \(raw clips .*estimated\); \d+\.\d GB are free$", said["disk"])
+    assert "1500 steps of" in said["time"] and "900 clips of" in said["time"] and "measured" in said["time"]
+    assert params.read_bytes() == before
+
+
+def test_check_names_what_is_lacking(params, data, tiny):
+    own = ("--set", f"whisper.base={tiny}", "--set", f"whisper.revision={folder_digest(tiny)}")
+    result = tool("check", "lab-2500", "--params", params, *own, "--set", "train.batch_size=2")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "cv-corpus-11.0-2022-09-21-sv-SE.tar.gz is missing (found in" in result.stdout
+    assert "2,500 train, 500 validation, 5,069 test (known of the release; at most)" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("Error: lab-2500 does not run here yet; lacking: data")
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 38), ("base", 73), ("small", 242), ("medium", 764)])
+def test_a_shape_is_known_by_name(params, name, millions):
+    """OpenAI's model card: 39, 74, 244 and 769 M, the encoder's fixed positions among them."""
+    apply_values(params, {"whisper.base": f"openai/whisper-{name}", "whisper.revision": "0" * 40})
+    config = model_shape(load_params(params))
+    assert round(model_size(config) / 1e6) == pytest.approx(millions, rel=0.02)
+
+
+def test_an_unknown_base_is_said(params):
+    apply_values(params, {"whisper.base": "somebody/wonder", "whisper.revision": "0" * 40})
+    with pytest.raises(UserError, match=r"the shape of somebody/wonder is not known"):
+        model_shape(load_params(params))
+
+
+def test_clips_of_a_release_at_hand_are_counted(params, data):
+    values = recipe_values(RECIPES, "lab-2500")
+    pack_release(data, values["download.common_voice.archive"])
+    apply_values(params, values | {"download.common_voice.locale": None})
+    found = load_params(params)
+    assert not find_data(found).lack
+    clips, basis = expected_clips(found, find_data(found))
+    assert basis == "counted; at most" and set(clips) == set(SPLITS) and 0 < clips["train"] < 20

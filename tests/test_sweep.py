@@ -193,7 +193,9 @@ def test_a_pruned_training_ends_early_and_a_plain_one_goes_on_from_it_to_the_sam
     validation = shutil.copytree(shards_folder, tmp_path / "validation")
 
     def trained(name: str) -> dict:
-        outs = [tmp_path / name / out for out in ("checkpoints", "tuned", "curves", "d.tsv", "m.json", "d.json")]
+        outs = [
+            tmp_path / name / out for out in ("checkpoints", "runs", "tuned", "curves", "d.tsv", "m.json", "d.json")
+        ]
         outs[0].mkdir(parents=True, exist_ok=True)
         paths = Paths(shards_folder, validation, tiny, *outs)
         return train(params.train, params.compute, params.checkpoints, paths)

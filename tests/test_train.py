@@ -51,6 +51,7 @@ def trained(tmp_path, tiny, shards_folder):
             validation=shutil.copytree(shards_folder, folder / "validation"),
             pretrained=pretrained,
             checkpoints=folder / "checkpoints",
+            trackers=folder / "runs",
             tuned=folder / "tuned",
             curves=folder / "curves",
             dropped=folder / "dropped.tsv",

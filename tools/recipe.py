@@ -1,4 +1,4 @@
-"""``python -m tools.recipe list|show|set``: overlays from recipes/, written into params.yaml with its comments kept.
+"""``python -m tools.recipe list|show|set|check``: overlays from recipes/, written into params.yaml, comments kept.
 
 ``recipes/default.yaml`` holds the shipped values of every section that shapes a result; each recipe is laid over
 those, whatever stands in params.yaml, so that the same command always gives the same values. Sections that no recipe
@@ -69,6 +69,30 @@ def set_recipe(recipes: Path, name: str | None, settings: tuple[str, ...], param
     for key, (before, after) in changes.items():
         click.echo(f"{key}: {inline_yaml(before)} → {inline_yaml(after)}")
     click.echo(f"{params}: {len(changes)} changed")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A further value: train.batch_size=8.")
+@click.option("--params", type=FILE, default="params.yaml", help="Of the sections that no recipe has.")
+@click.pass_obj
+def check(recipes: Path, name: str, settings: tuple[str, ...], params: Path) -> None:
+    """Say what a recipe needs, before anything starts: data, download, disk, memory and hours.
+
+    Measures a few training steps here, with fresh weights and made-up clips. Ends with 1 where something is lacking.
+    """
+    from tools.estimate import find_needs  # torch, seconds to import
+
+    file = ParamsFile(params)
+    for key, value in (recipe_values(recipes, name) | flatten_settings(settings)).items():
+        file.set(key, value)
+    values = file.validate()
+    lacks = []
+    for finding in find_needs(values):
+        click.echo(f"{finding.topic:<10} {finding.text}")
+        lacks += [finding.lack] if finding.lack else []
+    if lacks:
+        raise UserError(f"{name} does not run here yet; lacking: {', '.join(lacks)}")
 
 
 def apply_values(path: Path, values: Values) -> Changes:

@@ -1,6 +1,7 @@
 """Shards as batches for training: like lengths together, padded to the batch's own longest, labels from texts."""
 
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -14,11 +15,12 @@ from stages.asr.augmentation import AugmentOptions, Change
 from stages.asr.decoding import on_grid, prompt_tokens
 from stages.asr.labels import LabelStyle, LabelWriter
 from stages.asr.mel import LOG_MEL_RANGE, mel_floor, pad_or_trim
-from stages.asr.model import SpeechModel
+from stages.asr.model import START_TOKEN, SpeechModel
 from stages.asr.shards import Shards
 from stages.asr.timestamps import speech_bounds, timestamp
 
 IGNORED = -100  # label of a position without loss, as torch's cross-entropy has it
+PREVIOUS_TOKEN = "<|startofprev|>"  # before a text that came earlier
 MEGA_BATCH = 50  # steps whose clips are sorted together: enough to match lengths, few enough to stay random
 
 
@@ -32,22 +34,24 @@ class BatchItem(NamedTuple):
 
 @dataclass(frozen=True)
 class Variation:
-    """What differs from epoch to epoch: how far clips are changed, and how many examples have timestamps, as a share.
+    """What differs from epoch to epoch: how far clips are changed, and what labels have beside their text, as shares.
 
+    stamped_share: timestamps; prompted_share: a text before theirs, as the decoder has it in the middle of a recording.
     seed: decides the draws, with the epoch and the clip.
     """
 
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     stamped_share: float = 0.0
+    prompted_share: float = 0.0
     seed: int = 0
 
 
 class ClipDataset(Dataset[dict[str, np.ndarray]]):
     """Clips of a split as examples for the collator.
 
-    [BatchItem] -> {"input_features": (n_mels, n_frames) float32, "labels": (n_tokens,) int64}. Several clips follow one
-    another with pauses, and so do their texts. Labels are in the given style. Clips whose labels pass max_tokens or say
-    nothing are left out: ``dropped`` has why, by id.
+    [BatchItem] -> {"input_features": (n_mels, n_frames) float32, "decoder_input_ids", "labels": (n_tokens,) int64}.
+    Several clips follow one another with pauses, and so do their texts. Labels are in the given style. Clips whose
+    labels pass max_tokens or say nothing are left out: ``dropped`` has why, by id.
     """
 
     def __init__(
@@ -60,9 +64,13 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
     ):
         self.shards, self.max_tokens, self.variation = shards, max_tokens, variation or Variation()
         self.window, self.margin = model.window, model.margin
+        self.longest_prompt = model.whisper.config.max_target_positions // 2  # as OpenAI's decoding cuts it
+        self.start, self.previous = map(model.tokenizer.convert_tokens_to_ids, (START_TOKEN, PREVIOUS_TOKEN))
         self.stamps = [timestamp(model, frame) for frame in range(model.window + 1)]
-        self.labels, self.following, self.numbers = [], [], []
+        self.labels, self.following = list[np.ndarray](), list[np.ndarray]()
+        self.numbers = list[int]()
         self.dropped: dict[str, str] = {}
+        self.places_of: dict[str, list[int]] = defaultdict(list)
         writer = LabelWriter(model, style or LabelStyle())
         for number, entry in enumerate(shards.entries):
             text = writer.write(entry.text)
@@ -70,6 +78,7 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
             if not text or len(tokens) > max_tokens:
                 self.dropped[entry.id] = "label too long" if text else "label empty"
                 continue
+            self.places_of[entry.speaker].append(len(self.numbers))
             self.numbers.append(number)
             self.labels.append(tokens)
             following = writer.write(entry.text, before=" ")
@@ -87,7 +96,23 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
         if epoch is not None and draw.random() < self.variation.stamped_share:
             stamped = self.stamped_labels(item, starts)
             labels = stamped if len(stamped) <= self.max_tokens else labels
-        return {"input_features": pad_or_trim(join(mels, starts), n_frames), "labels": labels}
+        prompt = np.empty(0, np.int64)
+        if epoch is not None and draw.random() < self.variation.prompted_share:
+            prompt = self.prompt(places[0], self.max_tokens - len(labels), draw)
+        return {
+            "input_features": pad_or_trim(join(mels, starts), n_frames),
+            "decoder_input_ids": np.array([*prompt, self.start, *labels[:-1]]),
+            "labels": np.array([*(IGNORED for _ in prompt), *labels]),
+        }
+
+    def prompt(self, place: int, room: int, draw: random.Random) -> np.ndarray:
+        """The text of another clip of the same speaker as what came before, if there is room: (n_tokens,) int64."""
+        speaker = self.shards.entries[self.numbers[place]].speaker
+        others = [other for other in self.places_of[speaker] if other != place]
+        most = min(room, self.longest_prompt) - 1
+        if not others or most < 1:
+            return np.empty(0, np.int64)
+        return np.array([self.previous, *self.following[draw.choice(others)][-most:]])
 
     def mel(self, place: int, epoch: int | None) -> np.ndarray:
         """A clip as an epoch has it: (n_mels, n_frames) float32."""
@@ -168,11 +193,19 @@ def label_tokens(model: SpeechModel, text: str) -> np.ndarray:
 
 
 def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """{"input_features": (batch, n_mels, n_frames) float32, "labels": (batch, longest) int64 filled with IGNORED}."""
-    labels = [torch.from_numpy(item["labels"]) for item in items]
+    """Items as a batch: {"input_features": (batch, n_mels, n_frames) float32, the others (batch, longest) int64}.
+
+    Labels are filled with IGNORED; what fills the decoder's inputs reaches no loss.
+    """
+
+    def padded(name: str, value: int) -> torch.Tensor:
+        rows = [torch.from_numpy(item[name]) for item in items]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
     return {
         "input_features": torch.from_numpy(np.stack([item["input_features"] for item in items])),
-        "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        "decoder_input_ids": padded("decoder_input_ids", 0),
+        "labels": padded("labels", IGNORED),
     }
 
 

@@ -34,16 +34,21 @@ def prompt_tokens(model: SpeechModel) -> list[int]:
 def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int, timestamps: bool = False) -> list[list[int]]:
     """The likeliest next token until the end token: (batch, n_mels, n_frames) float32 -> token ids of each text.
 
-    Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or
-    the generation_config's max_length with the prompt, at the latest. timestamps: ask for them too.
+    Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or the
+    generation_config's max_length with the prompt, at the latest. timestamps: a text begins and ends with one, as in
+    Whisper's own decoding.
     """
     whisper, config = model.whisper, model.whisper.generation_config
-    start = prompt_tokens(model)[: -1 if timestamps else None]
+    start = prompt_tokens(model)
+    first_stamp = start[-1] + 1
+    if timestamps:
+        start.pop()
     encoded = whisper.model.encoder(mels.to(whisper.device, whisper.dtype)).last_hidden_state
     tokens = torch.tensor([start] * len(mels), device=whisper.device)
     never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=whisper.device)
     not_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=whisper.device)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    stamps = torch.zeros(len(mels), dtype=torch.long, device=whisper.device)  # of each text so far
     ended = torch.zeros(len(mels), dtype=torch.bool, device=whisper.device)
     texts = []
     for step in range(min(max_tokens, config.max_length - len(start))):
@@ -54,7 +59,14 @@ def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int, times
         logits[:, never] = -torch.inf
         if step == 0:
             logits[:, not_first] = -torch.inf
-        tokens = logits.argmax(-1).masked_fill(ended, config.eos_token_id)[:, None]
+            if timestamps:
+                logits[:, :first_stamp] = -torch.inf
+        best = logits.argmax(-1)
+        if timestamps:
+            unfinished = (best == config.eos_token_id) & (stamps % 2 == 1)
+            best = torch.where(unfinished, logits[:, first_stamp:].argmax(-1) + first_stamp, best)
+            stamps += best >= first_stamp
+        tokens = best.masked_fill(ended, config.eos_token_id)[:, None]
         ended |= tokens[:, 0] == config.eos_token_id
         if ended.all():
             break

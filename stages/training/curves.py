@@ -1,4 +1,4 @@
-"""How a training goes: its curves, a row at a time so that `dvc plots` draws a run that is under way, and a bar."""
+"""How a training goes: its curves, a row at a time so that `dvc plots` draws a run that is under way, and a line."""
 
 import math
 import shutil
@@ -16,14 +16,13 @@ from stages.training.parent import Parent
 class Curves(TrainerCallback):
     """training.tsv and validation.tsv of a run, in ``folder``; no row is written once the parent is gone."""
 
-    bar: ProgressBar
+    bar: "StepBar"
 
     def __init__(self, folder: Path, parent: Parent):
         self.parent = parent
         self.training, self.validation = folder / "training.tsv", folder / "validation.tsv"
         write_table(self.training, ["step", "loss", "learning_rate"], [])
         write_table(self.validation, ["step", "loss", "wer"], [])
-        self.shown: dict[str, str] = {}
 
     def copy_to(self, folder: Path) -> None:
         """Keep the curves so far beside a checkpoint."""
@@ -36,11 +35,14 @@ class Curves(TrainerCallback):
             shutil.copyfile(folder / path.name, path)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar = ProgressBar(total=state.max_steps, initial=state.global_step, unit="step", desc="train")
+        clips = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self.bar = StepBar(clips, total=state.max_steps, initial=state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.parent.check()
         self.bar.update(state.global_step - self.bar.n)
+        if control.should_evaluate:
+            self.bar.show(phase="validate")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.close()
@@ -53,19 +55,50 @@ class Curves(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise UserError(f"the loss is {logs['loss']} at step {state.global_step}: lower train.learning_rate")
         self.write_row(self.training, state.global_step, logs["loss"], logs["learning_rate"])
-        self.show(loss=f"{logs['loss']:.3f}")
+        self.bar.show(loss=logs["loss"])
 
     def add_validation(self, step: int, loss: float, wer: float) -> None:
         """A row of validation.tsv: nats a label token, and percent."""
         self.write_row(self.validation, step, loss, wer)
-        self.show(validation_wer=f"{wer:.1f} %")
+        self.bar.show(phase="train", wer=wer)
 
     def write_row(self, path: Path, step: int, *values: float) -> None:
         self.parent.check()
         with path.open("a") as rows:
             rows.write("\t".join([str(step), *(f"{value:.6g}" for value in values)]) + "\n")
 
-    def show(self, **values: str) -> None:
-        """Put the latest values beside the bar."""
-        self.shown |= values
-        self.bar.set_postfix(self.shown, refresh=False)
+
+class StepBar(ProgressBar):
+    """Step, loss, validation WER, clips a second and time left, in a line of at most 80 columns.
+
+    The speed is that since the start, validation included, so that the time left is what people wait.
+    """
+
+    def __init__(self, clips: int, **options: Any):
+        self.clips, self.phase, self.loss, self.wer = clips, "train", math.nan, math.nan
+        super().__init__(unit="step", smoothing=0, bar_format="{line}", **options)
+
+    def show(self, **values: Any) -> None:
+        """Put the latest values into the line: phase, loss in nats a label token, wer in percent on validation."""
+        vars(self).update(values)
+        if "phase" in values:  # a validation may take minutes
+            self.refresh()
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """tqdm's own, and the line, cut where a terminal would wrap it."""
+        values = dict(super().format_dict)
+        line = self.line(values["n"], values["initial"], values["total"], values["elapsed"])
+        return values | {"line": line[: values["ncols"]]}
+
+    def line(self, n: int, initial: int, total: int, elapsed: float) -> str:
+        parts = [f"{self.phase:<8} {n}/{total} ({n / total:.0%})"]
+        if not math.isnan(self.loss):
+            parts.append(f"loss {self.loss:.3f}")
+        if not math.isnan(self.wer):
+            parts.append(f"WER {self.wer:.1f} %")
+        if n > initial:
+            speed = (n - initial) / elapsed
+            left = self.format_interval((total - n) / speed)
+            parts += [f"{speed * self.clips:.3g} clips/s", f"{left} left"]
+        return "  ".join(parts)

@@ -172,6 +172,24 @@ def tracked_folder(repo: "Repo", revision: Revision, path: str) -> dict[str, Pat
     return {"/".join(names): Path(cache.oid_to_path(info.value)) for names, _, info in tree}
 
 
+def tracked_member(repo: "Repo", revision: Revision, path: str, name: str) -> Path:
+    """One file, by its name within it, of a folder that DVC tracks at a revision; of the others nothing is fetched.
+
+    Raises UserError where it is not available.
+    """
+    if not revision.commit and (own := Path(repo.root_dir, path, name)).is_file():
+        return own
+    from dvc_data.hashfile.tree import Tree
+
+    out, label = find_output(repo, revision, path), f"{path} of {revision.name}"
+    fetch_objects(repo, out, label, [out.hash_info], COMMITS)
+    wanted = [info for names, _, info in Tree.load(repo.cache.local, out.hash_info) if "/".join(names) == name]
+    if not wanted:
+        raise UserError(f"{label} holds no {name}: {RECORD}")
+    fetch_objects(repo, out, label, wanted, COMMITS)
+    return Path(repo.cache.local.oid_to_path(wanted[0].value))
+
+
 def is_cached(repo: "Repo", revision: Revision, path: str) -> bool:
     """Whether the list of a folder's files is in the cache, as it is where the folder was made or fetched here."""
     return in_cache(repo.cache.local, find_output(repo, revision, path).hash_info.value)

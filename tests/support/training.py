@@ -45,6 +45,7 @@ def start(place: Path, name: str, params: Path | None = None, **env: str) -> sub
         "validation": place / "validation",
         "pretrained": place / "pretrained",
         "checkpoints": run / "checkpoints",
+        "trackers": run / "runs",
         "tuned": run / "tuned",
         "curves": run / "curves",
         "dropped": run / "dropped.tsv",

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 import jiwer
-import numpy as np
 
 from tools.compare.differences import Comparison, Difference, Group, Result, Sentence, ValueChanges
 
@@ -16,6 +15,7 @@ WIDTH = 100
 FEW = 20  # speakers: cluster bootstraps need more (Cameron, Gelbach and Miller 2008)
 SPEAKERS = 12  # rows of that table
 LISTED = 12  # params, data or modules that differ
+HOLDS_ZERO = "the interval by speaker holds 0: on other speakers WER may not differ so"
 EDIT = re.compile(r"\[[^\]]*→[^\]]*\]")
 
 
@@ -57,11 +57,25 @@ def differences(result: Result, letters: str) -> str:
             intervals = "".join(f"{text:<28}" for text in interval_texts(change))
             lines.append(f"{start}{change.points:>+10.2f}    {intervals:<54}{p_text(change.p):<9}{verdict(change)}")
         lines.append(f"   clips: {other.better:,} better, {other.worse:,} worse, {other.equal:,} with as many errors")
-        if other.wer.significant and other.wer.by_speaker and np.prod(other.wer.by_speaker) <= 0:
-            lines.append("   the interval by speaker holds 0: on other speakers WER may not differ so")
-    if 1 < len(result.speakers) < FEW:
-        lines.append(f"   with only {len(result.speakers)} speakers, the interval by speaker is likely too narrow")
+        if holds_zero(other):
+            lines.append(f"   {HOLDS_ZERO}")
+    if caution := few_speakers(result):
+        lines.append(f"   {caution}")
     return "\n".join(lines)
+
+
+def holds_zero(other: Comparison) -> bool:
+    """Whether other speakers may not show what these clips show."""
+    if not other.wer.significant or other.wer.by_speaker is None:
+        return False
+    low, high = other.wer.by_speaker
+    return low <= 0 <= high
+
+
+def few_speakers(result: Result) -> str:
+    """What to think of an interval by few speakers; "" where there are enough, or none known."""
+    few = 1 < len(result.speakers) < FEW
+    return f"with only {len(result.speakers)} speakers, the interval by speaker is likely too narrow" if few else ""
 
 
 def interval_texts(change: Difference) -> list[str]:

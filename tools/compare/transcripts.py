@@ -35,6 +35,10 @@ NAMED = 5  # clips in a message
 ClipTexts = dict[str, tuple[str, str]]  # what was said and what was heard, by clip
 
 
+class OtherClipsError(UserError):
+    """The test sets of two revisions differ, so that their scores do not compare."""
+
+
 @dataclass(frozen=True)
 class System:
     """What one revision heard: hypotheses, normalised, in the order of the test set's clips; and what made it."""
@@ -113,7 +117,7 @@ def read_transcripts(path: Path, name: str) -> ClipTexts:
 
 
 def check_same_clips(name: str, texts: ClipTexts, other_name: str, others: ClipTexts) -> None:
-    """Raise UserError where two transcripts are of other clips, or of clips with another text."""
+    """Raise OtherClipsError where two transcripts are of other clips, or of clips with another text."""
     changed = [clip for clip in texts if clip in others and texts[clip][0] != others[clip][0]]
     kinds = {
         f"only in {name}": sorted(texts.keys() - others.keys()),
@@ -122,7 +126,7 @@ def check_same_clips(name: str, texts: ClipTexts, other_name: str, others: ClipT
     }
     if any(kinds.values()):
         listed = "; ".join(f"{len(clips):,} {kind} ({some(clips)})" for kind, clips in kinds.items() if clips)
-        raise UserError(
+        raise OtherClipsError(
             f"{name} and {other_name} have different test sets, which do not compare: {listed}: "
             f"evaluate both on the same data/features/test"
         )

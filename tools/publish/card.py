@@ -14,7 +14,7 @@ from stages.runtime.errors import UserError
 from stages.runtime.files import file_digest
 from stages.versioning.pins import OWN_LENGTH
 from tools.publish.release import Release
-from tools.report import interval_text
+from tools.report.terminal import interval_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, SpaceCard

@@ -1,19 +1,9 @@
-"""``python -m tools.report``: the test scores before and after, as a table, and what they rest on."""
+"""The scores as text: a table for a terminal."""
 
-import json
-import sys
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-import click
 
 from stages.asr.clips import SPLITS
-from stages.runtime.command import run
-from stages.runtime.errors import UserError
-
-Numbers = Mapping[str, Any]  # a stage's, by name
+from tools.report.records import Numbers, Record, dropped_counts
 
 ROWS = {
     "WER": "wer",
@@ -27,29 +17,21 @@ ROWS = {
 SPEAKERS = {"wer": "speakers", "wer_known_speakers": "known_speakers", "wer_new_speakers": "new_speakers"}
 EDIT_COUNTS = ("substitutions", "deletions", "insertions")
 NEXT = """
-Next: dvc plots show --open · dvc metrics diff · data/transcripts/tuned.tsv, clip by clip
+Next: make report · dvc plots show --open · dvc metrics diff · data/transcripts/tuned.tsv, clip by clip
       dvc exp run -S train.learning_rate=1e-3
       dvc exp show --only-changed --keep 'wer$|wer_s' --drop 'Created|State|Exec|wer_|cer|best|val|.*/'"""
 
 
-@click.command()
-@click.option("--metrics", type=click.Path(path_type=Path), default="metrics", help="Folder of what stages measured.")
-def main(metrics: Path) -> None:
-    """Print the test scores of the pretrained and the tuned model, what they rest on, and what was left out."""
-    before, after = (read(metrics, f"evaluate/{model}") for model in ("pretrained", "tuned"))
-    train, found = read(metrics, "train"), read(metrics, "download")
-    splits = {split: read(metrics, f"featurize/{split}") for split in SPLITS}
-    dropped = [found[split]["dropped"] for split in SPLITS]
-    dropped += [stage["dropped"] for stage in (*splits.values(), train, after)]
-    click.echo(f"{table(before, after)}\n{training(train, splits['train'])}\n{drops(dropped)}\n{NEXT}")
-
-
-def read(metrics: Path, name: str) -> Numbers:
-    """What stands of ``name`` among the metrics and among their details; raises UserError where neither is there."""
-    paths = [path for folder in (metrics, metrics / "details") if (path := folder / f"{name}.json").exists()]
-    if not paths:
-        raise UserError(f"{metrics / name}.json is missing: run `make repro`")
-    return {key: value for path in paths for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
+def render_text(records: list[Record]) -> str:
+    """The table of each revision, and what to do next; raises UserError where scores are missing."""
+    parts = []
+    for record in records:
+        name = f"{record.revision.name}\n" if len(records) > 1 else ""
+        before, after, train = (record.needed(name) for name in ("evaluate/pretrained", "evaluate/tuned", "train"))
+        for stage in ("download", *(f"featurize/{split}" for split in SPLITS)):
+            record.needed(stage)
+        parts.append(name + "\n".join([table(before, after), training(train, record), drops(record)]))
+    return "\n\n".join(parts) + f"\n{NEXT}"
 
 
 def table(before: Numbers, after: Numbers) -> str:
@@ -83,18 +65,15 @@ def interval_text(scores: Numbers, key: str) -> str:
     return text
 
 
-def training(end: Numbers, clips: Numbers) -> str:
+def training(end: Numbers, record: Record) -> str:
     """What the tuned model learned from, and which weights it has."""
+    clips = record.needed("featurize/train")
     heard = f"Trained on {clips['clips']} clips, {clips['seconds'] / 60:.0f} min"
     which = f"({end['weights']})" if "weights" in end else f"at step {end['best_step']} of {end['steps']}"
     return f"{heard}: validation WER {end['validation_wer']:.1f} % {which}"
 
 
-def drops(dropped: list[Mapping[str, int]]) -> str:
+def drops(record: Record) -> str:
     """How many clips were dropped by any stage, by reason."""
-    counts = sum(map(Counter, dropped), Counter[str]())
+    counts = sum((Counter(reasons) for _, _, reasons in dropped_counts(record)), Counter[str]())
     return "Dropped: " + (", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none")
-
-
-if __name__ == "__main__":
-    run(lambda: main, sys.argv[1:])

@@ -1,0 +1,73 @@
+"""What the last run of a revision left: metrics, tables and curves, read from Git or from the workspace."""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.asr.clips import SPLITS
+from stages.runtime.errors import UserError
+from stages.versioning.git import read_blobs
+from stages.versioning.pins import read_if_present
+from stages.versioning.revisions import WORKSPACE_NAME, Revision
+
+MODELS = ("pretrained", "tuned")
+GROUPS = ("lengths", "speakers", "conditions")  # of clips, each with its own table of WERs
+METRICS = ("download", *(f"featurize/{split}" for split in SPLITS), "train", *(f"evaluate/{model}" for model in MODELS))
+TRAINING, VALIDATION = "metrics/curves/training.tsv", "metrics/curves/validation.tsv"
+TABLE = "metrics/tables/{}/{}.tsv"
+PROJECT, PINS = "pyproject.toml", "constraints.txt"
+FILES = [
+    *(f"{folder}/{name}.json" for name in METRICS for folder in ("metrics", "metrics/details")),
+    TRAINING,
+    VALIDATION,
+    *(TABLE.format(model, name) for model in MODELS for name in (*GROUPS, "confusions")),
+    PROJECT,
+    PINS,
+]
+
+Numbers = Mapping[str, Any]  # a stage's, by name
+
+
+@dataclass(frozen=True)
+class Record:
+    """texts: of FILES, None for each that the revision does not have."""
+
+    revision: Revision
+    texts: Mapping[str, str | None]
+
+    def numbers(self, name: str) -> dict[str, Any]:
+        """What stands of ``name`` among the metrics and among their details; empty where neither is there."""
+        found = [self.texts[f"{folder}/{name}.json"] for folder in ("metrics", "metrics/details")]
+        return {key: value for text in found if text for key, value in json.loads(text).items()}
+
+    def needed(self, name: str) -> Numbers:
+        """The same; raises UserError where there is nothing."""
+        if numbers := self.numbers(name):
+            return numbers
+        here = "" if self.revision.name == WORKSPACE_NAME else f" at {self.revision.name}"
+        raise UserError(f"metrics/{name}.json is missing{here}: run `make repro`")
+
+    def rows(self, path: str) -> list[dict[str, str]]:
+        """Of a table without quotes, by column; none where it is missing."""
+        return list(csv.DictReader((self.texts[path] or "").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def read_record(root: Path, revision: Revision) -> Record:
+    if revision.commit:
+        texts = read_blobs(root, [f"{revision.commit}:{path}" for path in FILES])
+    else:
+        texts = [read_if_present(root, path) for path in FILES]
+    return Record(revision, dict(zip(FILES, texts, strict=True)))
+
+
+def dropped_counts(record: Record) -> list[tuple[str, str, dict[str, int]]]:
+    """Where clips were dropped: (stage, split, number of clips by reason); nothing of what has not run."""
+    found = record.numbers("download")
+    counts = [("download", split, found[split]["dropped"]) for split in SPLITS if split in found]
+    counts += [("featurize", split, record.numbers(f"featurize/{split}").get("dropped", {})) for split in SPLITS]
+    counts.append(("train", "train and validation", record.numbers("train").get("dropped", {})))
+    counts.append(("evaluate", "test", record.numbers("evaluate/tuned").get("dropped", {})))
+    return counts
