@@ -102,7 +102,7 @@ def interrupted(folder: Path, plan: Path, rng: random.Random) -> str:
             if sweep.poll() is not None:
                 sys.exit(f"the sweep ended before it was killed: {output(folder, plan)}")
             time.sleep(0.5)
-        time.sleep(rng.uniform(0, 5))
+        time.sleep(rng.uniform(2, 15))  # imports take some of them
         children = psutil.Process(sweep.pid).children(recursive=True)
         if kind == "Ctrl-C":
             sweep.send_signal(signal.SIGINT)

@@ -106,6 +106,7 @@ def origin(root: Path, plan: "Plan", params: Path) -> "Run":
 def propose(sweep: "Sweep", write: bool) -> str:
     """The best values as a diff of params.yaml; written where that was asked for."""
     from stages.params_file import ParamsFile, yaml_text
+    from tools.sweep.study import NAME
     from tools.sweep.trials import ranking
 
     file, best = ParamsFile(sweep.params), ranking(sweep)[0]
@@ -119,7 +120,7 @@ def propose(sweep: "Sweep", write: bool) -> str:
     if write:
         file.save()
     how = "written" if write else "--apply writes them"
-    name = best.user_attrs["experiment"]
+    name = best.user_attrs[NAME]
     return f"{diff}\nThe best values, of {name}; {how}. `dvc repro` then trains at full length."
 
 

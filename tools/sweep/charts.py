@@ -18,7 +18,7 @@ CHARTS: dict[str, Callable[..., Any]] = {
     "Importance": visualization.plot_param_importances,
     "Values": visualization.plot_slice,
 }
-WER = "validation WER, %"
+AXIS = "validation WER, %"
 
 
 def write_charts(path: Path, name: str, study: optuna.Study) -> None:
@@ -27,7 +27,7 @@ def write_charts(path: Path, name: str, study: optuna.Study) -> None:
     for title, plot in CHARTS.items():
         try:
             with warnings.catch_warnings(action="ignore"):  # of importances among equals
-                figure: Any = plot(study) if title == "While training" else plot(study, target_name=WER)
+                figure: Any = plot(study) if title == "While training" else plot(study, target_name=AXIS)
         except (ValueError, RuntimeError) as error:
             note(f"no chart of {title.lower()}: {one_line(error)}")
             continue

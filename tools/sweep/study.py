@@ -32,7 +32,7 @@ from tools.sweep.experiments import Outcome
 from tools.sweep.plan import Dimension, Plan, Values, apply, starting_points
 
 HOST, ALIVE, SECONDS, ORIGIN = "host", "alive", "seconds", "definition"  # attributes of trials, and of the study
-NAME, COMMIT, STEPS, REASON, LEFT_OUT = "experiment", "commit", "steps", "reason", "left out"
+NAME, COMMIT, WER, STEPS, REASON, LEFT_OUT = "experiment", "commit", "wer", "steps", "reason", "left out"
 SIGN_EVERY, STALE = 60, 900  # seconds between two signs of life, and without one until another machine's trial is dead
 DIGITS = 3  # significant, of sampled numbers: for names that can be read
 DRAWS = 50  # of a trial that is not one already
@@ -322,6 +322,7 @@ class Sweep:
                 self.study.tell(assignment.number, state=TrialState.FAIL)
                 return
             storage.set_trial_user_attr(trial, COMMIT, outcome.commit)
+            storage.set_trial_user_attr(trial, WER, outcome.wer)
             storage.set_trial_user_attr(trial, STEPS, outcome.steps)
             if outcome.pruned is None:
                 self.study.tell(assignment.number, outcome.wer)

@@ -10,7 +10,7 @@ from stages.runtime.errors import UserError
 from stages.runtime.progress import ProgressBar, note
 from stages.training.pruning import TrialSettings
 from tools.sweep.experiments import FailedError, Outcome, run_experiment, stale_results
-from tools.sweep.study import DONE, SIGN_EVERY, Assignment, Sweep
+from tools.sweep.study import DONE, NAME, SIGN_EVERY, STEPS, WER, Assignment, Sweep
 
 STEP = re.compile(r"\| (\d+/\d+) (?:.*(, validation_wer=[^,\]]+))?")  # of train's bar
 IN_A_ROW = 3  # failures, after which something else than the parameters must be wrong
@@ -78,12 +78,12 @@ def ranking(sweep: Sweep) -> list[FrozenTrial]:
 
 def summary(sweep: Sweep) -> str:
     """The trials in a table, the best first; the pruned after those that ran to their end."""
-    ranked = [*ranking(sweep), *sorted(sweep.trials(TrialState.PRUNED), key=lambda trial: trial.value or 0.0)]
+    ranked = [*ranking(sweep), *sorted(sweep.trials(TrialState.PRUNED), key=lambda trial: trial.user_attrs[WER])]
     lines = [f"{'validation WER, %':>17}{'steps':>8}  trial"]
     for trial in ranked:
         attributes = trial.user_attrs
         pruned = "  pruned" if trial.state == TrialState.PRUNED else ""
-        lines.append(f"{trial.value:>17.2f}{attributes.get('steps', 0):>8}  {attributes['experiment']}{pruned}")
+        lines.append(f"{attributes[WER]:>17.2f}{attributes[STEPS]:>8}  {attributes[NAME]}{pruned}")
     failed = sweep.trials(TrialState.FAIL)
-    lines += [f"{'failed':>17}{'':>8}  {trial.user_attrs['experiment']}" for trial in failed]
+    lines += [f"{'failed':>17}{'':>8}  {trial.user_attrs[NAME]}" for trial in failed]
     return "\n".join(lines)
