@@ -126,6 +126,11 @@ def test_hours_of_training_are_a_budget_over_all_processes(sweep):
     assert sweep(plan).next() is None
 
 
+def test_what_another_sweep_pruned_is_another_experiment(sweep):
+    first, second = (sweep(plan_of(pruner=pruner), name=str(pruner)).next() for pruner in (None, {"keep": 0.5}))
+    assert first.values == second.values and first.name != second.name
+
+
 def test_a_sweep_of_something_else_is_refused(sweep):
     sweep()
     with pytest.raises(UserError, match=r"begun with other values.*params \(of: there, was here\).*--study NAME"):

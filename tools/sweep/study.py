@@ -242,7 +242,8 @@ class Sweep:
             self.study.tell(trial.number, state=TrialState.FAIL)
             lock.close()
             return None
-        name = experiment_name(values, self.origin.name)
+        # With the rule, so that what another sweep pruned is not taken for this one's trial.
+        name = trial.user_attrs.get(NAME) or experiment_name(values, f"{self.origin.name} {self.rule}")
         drawn.set_user_attr(NAME, name)
         drawn.set_user_attr(HOST, self.host)
         lock.seek(0)
