@@ -87,7 +87,7 @@ def curve_plots(series: Sequence[Series]) -> list[Plot]:
     steps = "; ".join(f"{f'{one.label}: ' if several else ''}step {step:,}, {rate:.2f} %" for one, step, rate in best)
     chosen = f"The star is the step that was chosen: {steps}." if best else ""
     plots = [
-        curve_plot("loss", "Loss", "A label token, in nats, on a logarithmic scale; in training with CTC's share.", loss, log=True),
+        curve_plot("loss", "Loss", "Nats a token, logarithmic; in training with CTC's share.", loss, log=True),
         curve_plot("validation-wer", "Validation WER, %", chosen, wer + marks),
         curve_plot("learning-rate", "Learning rate", "As warm-up and decay set it.", rates),
     ]
