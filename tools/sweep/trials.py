@@ -12,7 +12,7 @@ from stages.training.pruning import TrialSettings
 from tools.sweep.experiments import FailedError, Outcome, run_experiment, stale_results
 from tools.sweep.study import DONE, NAME, SIGN_EVERY, STEPS, WER, Assignment, Sweep
 
-STEP = re.compile(r"\| (\d+/\d+) (?:.*(, validation_wer=[^,\]]+))?")  # of train's bar
+STEP = re.compile(r"(?:train|validate) +\d+/\d+ .*")  # train's own line, with loss, WER and time left
 IN_A_ROW = 3  # failures, after which something else than the parameters must be wrong
 
 
@@ -47,7 +47,7 @@ def run_trial(root: Path, sweep: Sweep, assignment: Assignment, bar: ProgressBar
         nonlocal signed
         passed = time.monotonic() - begun
         if found := STEP.search(line):
-            bar.set_postfix_str(f"{assignment.name}: step {found[1]}{found[2] or ''}", refresh=False)
+            bar.set_postfix_str(f"{assignment.name}: {' '.join(found[0].split())}", refresh=False)
         bar.update(0)  # draws, but not each time
         if passed - signed >= SIGN_EVERY:
             sweep.sign(assignment.trial, before + passed)
