@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from stages.asr.encoder import STRIDE
+from stages.asr.encoder import STRIDE, TIMESTAMP_SECONDS
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.model import SpeechModel, check_fit, folder_digest, load_model, save_model
 from stages.asr.shards import Shards
@@ -29,7 +29,6 @@ END_TOKEN = "<|endoftext|>"
 CONTROL_TOKENS = [
     f"<|{name}|>" for name in ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
 ]
-TIMESTAMP_SECONDS = 0.02
 
 
 @click.command()

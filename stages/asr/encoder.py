@@ -11,7 +11,10 @@ from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from stages.asr.mel import FRAMES_PER_SECOND
+
 STRIDE = 2  # frames a position: what the second convolution leaves out
+TIMESTAMP_SECONDS = STRIDE / FRAMES_PER_SECOND  # Whisper's timestamps name positions
 
 
 class AnyLengthEncoder(WhisperEncoder):  # type: ignore[no-untyped-call]  # transformers' __init_subclass__ is untyped

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.asr.augmentation import loudness_by_frame
+from stages.asr.encoder import TIMESTAMP_SECONDS
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.model import SpeechModel
 
-TIMESTAMP_SECONDS = 0.02
 MASKED, NOISE = 1e-3, 3.0  # of power: what is below the loudest frames by so much, or near the softest, is background
 LOUDEST, SOFTEST = 95, 5  # percentiles of a clip's frames
 SPEECH = 0.1  # of the loudest frames' power: is speech, however loud the softest are
