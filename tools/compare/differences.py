@@ -8,7 +8,15 @@ import jiwer
 import numpy as np
 
 from stages.asr.scoring import clip_edits, word_errors
-from stages.asr.significance import LEVEL, group_sums, percentile_interval, resampled_sums, sign_flip_p
+from stages.asr.significance import (
+    LEVEL,
+    ErrorInterval,
+    error_interval,
+    group_sums,
+    percentile_interval,
+    resampled_sums,
+    sign_flip_p,
+)
 from tools.compare.transcripts import System, TestSet
 
 VOICES = {"yes": "known voices", "no": "new voices"}
@@ -19,12 +27,12 @@ ValueChanges = dict[str, tuple[Any, Any]]  # A's value and B's, None where it ha
 
 @dataclass(frozen=True)
 class Score:
-    """A revision's rates in percent; interval: of the WER, 95 %, clips drawn again."""
+    """A revision's rates in percent, with the 95 % interval that evaluate gives its WER."""
 
     name: str
     commit: str
     wer: float
-    wer_interval: Interval
+    wer_interval: ErrorInterval
     cer: float
 
 
@@ -121,7 +129,7 @@ def compare(systems: list[System], test: TestSet, samples: int, seed: int, sente
             system.name,
             system.commit,
             float(observed[at]),
-            percentile_interval(by_clip[:, at]),
+            error_interval(words[:, at], sizes[:, 0], test.speakers or [], samples, seed),
             float(observed[n + at]),
         )
         for at, system in enumerate(systems)

@@ -36,12 +36,12 @@ def render_tables(result: Result, model: str) -> str:
 
 
 def scores(result: Result, model: str, letters: str) -> str:
-    lines = [f"{f'Test, %, of models/{model}':<60}{'WER':>7}   {'95 % interval':<18}{'CER':>7}"]
+    lines = [f"{f'Test, %, of models/{model}':<56}{'WER':>7}   {'95 % interval':<27}{'CER':>7}"]
     for letter, score in zip(letters, result.revisions, strict=True):
-        low, high = score.wer_interval
+        wide = score.wer_interval
         lines.append(
-            f"{letter}  {crop(score.name, 44):<46}{score.commit[:7]:<11}{score.wer:>7.2f}   "
-            f"{f'{low:.2f} to {high:.2f}':<18}{score.cer:>7.2f}"
+            f"{letter}  {crop(score.name, 40):<42}{score.commit[:7]:<11}{score.wer:>7.2f}   "
+            f"{f'{wide.low:.2f} to {wide.high:.2f} by {wide.by}':<27}{score.cer:>7.2f}"
         )
     speakers = f", {len(result.speakers)} speakers" if result.speakers else ""
     lines.append(f"{result.clips:,} clips, {result.words:,} words{speakers}")

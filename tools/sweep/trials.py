@@ -47,7 +47,7 @@ def run_trial(root: Path, sweep: Sweep, assignment: Assignment, bar: ProgressBar
         nonlocal signed
         passed = time.monotonic() - begun
         if found := STEP.search(line):
-            bar.set_postfix_str(f"{assignment.name}: {' '.join(found[0].split())}", refresh=False)
+            bar.set_postfix_str(f"{' '.join(found[0].split())}, {assignment.name}", refresh=False)
         bar.update(0)  # draws, but not each time
         if passed - signed >= SIGN_EVERY:
             sweep.sign(assignment.trial, before + passed)
