@@ -303,7 +303,7 @@ def test_two_processes_stopped_in_the_middle_lose_no_trial_and_run_none_twice(re
     assert not [row for row in rows if "Running" in row]
     logs = [path.read_text() for path in (repository / ".dvc/tmp/sweeps/both").glob("sweep-*.log")]
     assert [log.count("resuming run") for log in logs] == [1, 1]
-    assert re.search(r"sweep-\S+: (train|validate) \d+/60", said)  # how far a trial is
+    assert re.search(r"(train|validate) \d+/60 [^\r\n]*, sweep-", said)  # how far a trial is
     assert "points of WER worse" in said and "--confirm 3" in said
     page = (repository / ".dvc/tmp/sweeps/both.html").read_text()
     assert "Plotly.newPlot" in page and not re.search(r"<(script|link|img)[^>]{0,200}(src|href)=", page)
