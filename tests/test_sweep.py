@@ -25,6 +25,7 @@ from tests.support.material import ROOT, write_params
 from tests.support.process import PATIENCE
 from tests.support.repository import TINY, commit, copy_repository, environment, run, set_params
 from tools.recipe import apply_values, recipe_values
+from tools.sweep.__main__ import propose
 from tools.sweep.experiments import Outcome, find_outcome, run_experiment, stale_results
 from tools.sweep.plan import Plan, find_plan, load_plan
 from tools.sweep.study import ALIVE, HOST, Assignment, Sweep, experiment_name
@@ -105,6 +106,20 @@ def test_another_machines_trial_is_left_alone_until_it_has_been_silent_for_long(
     again = here.next()
     assert again.values == theirs.values and again.name == theirs.name
     assert theirs.number not in [trial.number for trial in here.trials()]
+
+
+def test_the_best_values_are_shown_and_written_where_asked(sweep):
+    ours = sweep(plan_of(start=["current", {RATE: 2e-3, DECAY: 0.1}]))  # finish() likes a rate of 2e-3 best
+    while assignment := ours.next():
+        finish(ours, assignment)
+    before = ours.params.read_text()
+    told = propose(ours, write=False)
+    assert re.search(r"^\+ +learning_rate: 0.002", told, re.M) and "--apply" in told
+    assert ours.params.read_text() == before
+    propose(ours, write=True)
+    train = load_params(ours.params).train
+    assert (train.learning_rate, train.weight_decay) == (2e-3, 0.1)
+    assert "has the best values already" in propose(ours, write=True)
 
 
 def test_a_space_without_more_values_ends_the_sweep(sweep):

@@ -31,15 +31,22 @@ def error_interval(
 
     edits, words: (n_clips,) int; speakers: each clip's. By clip where there is only one speaker.
     """
-    values = np.stack([edits, words], axis=1)
+    sums = resampled_by_unit(np.stack([edits, words], axis=1), speakers, samples, seed)
+    return wider_interval({by: 100 * drawn[:, 0] / drawn[:, 1] for by, drawn in sums.items()})
+
+
+def wider_interval(rates: dict[str, np.ndarray]) -> ErrorInterval:
+    """The wider interval of a rate in percent, (samples,) float each, by what was drawn again."""
+    found = [ErrorInterval(*percentile_interval(drawn), by) for by, drawn in rates.items()]
+    return max(found, key=lambda interval: interval.high - interval.low)
+
+
+def resampled_by_unit(values: np.ndarray, speakers: Sequence[str], samples: int, seed: int) -> dict[str, np.ndarray]:
+    """``resampled_sums`` of (n_clips, n_columns) with clips drawn again, and where there are several, speakers."""
     units = {"clip": values}
     if len(set(speakers)) > 1:
         units["speaker"] = group_sums(values, speakers)
-    found = []
-    for by, counts in units.items():
-        sums = resampled_sums(counts, samples, seed)
-        found.append(ErrorInterval(*percentile_interval(100 * sums[:, 0] / sums[:, 1]), by))
-    return max(found, key=lambda interval: interval.high - interval.low)
+    return {by: resampled_sums(counts, samples, seed) for by, counts in units.items()}
 
 
 def group_sums(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:

@@ -11,11 +11,11 @@ from stages.asr.scoring import clip_edits, word_errors
 from stages.asr.significance import (
     LEVEL,
     ErrorInterval,
-    error_interval,
     group_sums,
     percentile_interval,
-    resampled_sums,
+    resampled_by_unit,
     sign_flip_p,
+    wider_interval,
 )
 from tools.compare.transcripts import System, TestSet
 
@@ -118,10 +118,8 @@ def compare(systems: list[System], test: TestSet, samples: int, seed: int, sente
     characters = np.array([character_edits(test.references, system.hypotheses) for system in systems]).T
     sizes = np.array([errors[0]["words"], [len(reference) for reference in test.references]]).T
     values = np.concatenate([words, characters, sizes], axis=1)
-    by_clip = rates(resampled_sums(values, samples, seed))
-    by_speaker = None
-    if test.speakers and len(set(test.speakers)) > 1:
-        by_speaker = rates(resampled_sums(group_sums(values, test.speakers), samples, seed))
+    sums = resampled_by_unit(values, test.speakers or [], samples, seed)
+    drawn = {by: rates(resampled) for by, resampled in sums.items()}
     (observed,) = rates(values.sum(axis=0, keepdims=True).astype(float))
     n = len(systems)
     scores = [
@@ -129,32 +127,15 @@ def compare(systems: list[System], test: TestSet, samples: int, seed: int, sente
             system.name,
             system.commit,
             float(observed[at]),
-            error_interval(words[:, at], sizes[:, 0], test.speakers or [], samples, seed),
+            wider_interval({by: again[:, at] for by, again in drawn.items()}),
             float(observed[n + at]),
         )
         for at, system in enumerate(systems)
     ]
     comparisons = []
     for at, system in enumerate(systems[1:], start=1):
-        change = words[:, at] - words[:, 0]
-        made, base = system.made_from, systems[0].made_from
-        better, worse = (most_changed(systems[0], system, test, words[:, [0, at]], sign, sentences) for sign in (-1, 1))
-        wer, cer = (difference(column, first, values, by_clip, by_speaker) for column, first in ((at, 0), (n + at, n)))
-        comparisons.append(
-            Comparison(
-                name=system.name,
-                wer=wer,
-                cer=cer,
-                better=int(np.sum(change < 0)),
-                worse=int(np.sum(change > 0)),
-                equal=int(np.sum(change == 0)),
-                most_better=better,
-                most_worse=worse,
-                params=changes(base.params, made.params),
-                data=changes(base.data, made.data),
-                code=changes(base.code, made.code),
-            )
-        )
+        wer, cer = (difference(column, first, values, drawn) for column, first in ((at, 0), (n + at, n)))
+        comparisons.append(comparison(systems[0], system, wer, cer, test, words[:, [0, at]], sentences))
     return Result(
         clips=len(test.clips),
         words=int(sizes[:, 0].sum()),
@@ -168,15 +149,35 @@ def compare(systems: list[System], test: TestSet, samples: int, seed: int, sente
     )
 
 
-def difference(
-    column: int, base: int, values: np.ndarray, by_clip: np.ndarray, by_speaker: np.ndarray | None
-) -> Difference:
-    """One column against another; values, in counts, are those of ``compare``, the others in percent and resampled."""
+def comparison(
+    first: System, other: System, wer: Difference, cer: Difference, test: TestSet, edits: np.ndarray, sentences: int
+) -> Comparison:
+    """One system against the first; edits: (n_clips, 2), the words that each of the two has wrong."""
+    change = edits[:, 1] - edits[:, 0]
+    made, base = other.made_from, first.made_from
+    better, worse = (most_changed(first, other, test, edits, sign, sentences) for sign in (-1, 1))
+    return Comparison(
+        name=other.name,
+        wer=wer,
+        cer=cer,
+        better=int(np.sum(change < 0)),
+        worse=int(np.sum(change > 0)),
+        equal=int(np.sum(change == 0)),
+        most_better=better,
+        most_worse=worse,
+        params=changes(base.params, made.params),
+        data=changes(base.data, made.data),
+        code=changes(base.code, made.code),
+    )
+
+
+def difference(column: int, base: int, values: np.ndarray, drawn: dict[str, np.ndarray]) -> Difference:
+    """One column against another; values, in counts, are those of ``compare``; drawn: rates in percent, resampled."""
     (observed,) = rates(values.sum(axis=0, keepdims=True).astype(float))
     p = sign_flip_p(values[:, column] - values[:, base])
-    clips = percentile_interval(by_clip[:, column] - by_clip[:, base])
-    speakers = None if by_speaker is None else percentile_interval(by_speaker[:, column] - by_speaker[:, base])
-    return Difference(float(observed[column] - observed[base]), clips, speakers, p, p < LEVEL)
+    found = {by: percentile_interval(again[:, column] - again[:, base]) for by, again in drawn.items()}
+    points = float(observed[column] - observed[base])
+    return Difference(points, found["clip"], found.get("speaker"), p, p < LEVEL)
 
 
 def rates(sums: np.ndarray) -> np.ndarray:
