@@ -15,6 +15,7 @@ from transformers import (
     WhisperForConditionalGeneration,
     WhisperTokenizer,
 )
+from transformers.models.whisper.modeling_whisper import sinusoids
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from stages.asr.encoder import STRIDE, TIMESTAMP_SECONDS
@@ -128,9 +129,21 @@ def from_scratch(settings: Scratch, shards: Shards) -> SpeechModel:
     )
     torch.manual_seed(settings.seed)
     whisper = WhisperForConditionalGeneration(config)
+    place_timestamps(whisper)
     whisper.generation_config = make_generation_config(ids)
     extractor = WhisperFeatureExtractor(feature_size=shards.n_mels, chunk_length=settings.seconds)
     return SpeechModel(whisper, tokenizer, extractor, context="full", untrained=True)
+
+
+@torch.no_grad()
+def place_timestamps(whisper: WhisperForConditionalGeneration) -> None:
+    """Have the embedding of each timestamp, the last of the vocabulary, begin as that of the position that it names.
+
+    Else hundreds of tokens, each of them rare, learn alone where they lie. As loud as the other fresh weights.
+    """
+    count = whisper.config.max_source_positions + 1
+    positions = sinusoids(count, whisper.config.d_model)  # their mean square is a half
+    whisper.model.decoder.embed_tokens.weight[-count:] = 2**0.5 * whisper.config.init_std * positions
 
 
 def train_tokenizer(texts: list[str], merges: int, seconds: int) -> WhisperTokenizer:

@@ -68,6 +68,13 @@ def test_scratch_knows_whispers_languages_and_tasks(model):
     assert model.tokenizer.prefix_tokens == prompt_tokens(model)
 
 
+def test_a_timestamp_begins_as_the_position_that_it_names(model):
+    ids, positions = model.tokenizer.get_vocab(), model.whisper.model.encoder.embed_positions.weight
+    stamps = model.whisper.model.decoder.embed_tokens.weight[[ids[f"<|{place / 50:.2f}|>"] for place in range(100)]]
+    scale = 2**0.5 * model.whisper.config.init_std
+    assert torch.allclose(stamps, scale * positions, rtol=0, atol=1e-5)  # of a float32 sine of at most 100
+
+
 @pytest.mark.parametrize("text", ["Åsa köper ägg på ön", "naïve 東京 🎈", 'han sa "hej",  två  blanksteg', ""])
 @pytest.mark.parametrize("merges", [0, 20])
 def test_any_text_survives_the_tokenizer(text, merges):

@@ -27,11 +27,14 @@ def write_charts(path: Path, name: str, study: optuna.Study) -> None:
     for title, plot in CHARTS.items():
         try:
             with warnings.catch_warnings(action="ignore"):  # of importances among equals
-                figure: Any = plot(study) if title == "While training" else plot(study, target_name=AXIS)
+                while_training = plot is visualization.plot_intermediate_values  # it names its axis itself
+                figure: Any = plot(study) if while_training else plot(study, target_name=AXIS)
         except (ValueError, RuntimeError) as error:
             note(f"no chart of {title.lower()}: {one_line(error)}")
             continue
         figure.update_layout(title=title)
+        if while_training:
+            figure.update_yaxes(title=AXIS)
         parts.append(figure.to_html(full_html=False, include_plotlyjs=not parts))
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
     write_text(path, f"{head}<body>{''.join(parts)}</body></html>\n")
