@@ -3,8 +3,8 @@
 import hashlib
 import io
 import json
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,8 +107,8 @@ def revision_files(root: Path, version: Version) -> Iterator[tuple[str, Path]]:
         yield run_git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").decode().strip(), root
         return
     with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=io.BytesIO(run_git(root, "archive", version.commit))) as archive:
-            archive.extractall(folder, filter="data")
+        with zipfile.ZipFile(io.BytesIO(run_git(root, "archive", "--format=zip", version.commit))) as archive:
+            archive.extractall(folder)  # never outside; tarfile promises that from Python 3.11.4 on only
         yield version.commit, Path(folder)
 
 
