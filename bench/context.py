@@ -1,10 +1,10 @@
 """``python -m bench.context``: may the encoder see a clip's own length, where the base knows full windows only?
 
 That is the case of OpenAI's models. A base is first trained from scratch on full windows, with another seed's changes
-to the clips; then it is fine-tuned on full windows, and at the clips' own length with margins of silence after them,
-each with several seeds. Each result is read at the context that it was trained for and on the full window; the
-difference to full windows is paired by clip over all seeds. Wants the features of a `make repro`, of whatever recipe
-is set.
+to the clips; then it is fine-tuned on full windows, on full windows most of which several clips fill, and at the clips'
+own length with margins of silence after them, each with several seeds. Each result is read at the context that it was
+trained for and on the full window; the difference to full windows is paired by clip over all seeds. Wants the features
+of a `make repro`, of whatever recipe is set.
 """
 
 import tempfile
@@ -39,8 +39,10 @@ SAMPLES, SEED = 2000, 1  # of the bootstrap
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to keep the edits by clip in.")
 def main(features: Path, recipe: Path, base_steps: int, steps: int, rate: float, seeds: int, out: Path | None) -> None:
     """Fine-tune one base at several contexts, and compare."""
-    ways = {"full": {"context": "full", "filled_window_share": 0.0}} | {
-        f"clip + {margin:g} s": {"context": "clip", "margin_seconds": margin} for margin in MARGINS
+    ways = {
+        "full": {"context": "full", "filled_window_share": 0.0},
+        "full, filled": {"context": "full", "filled_window_share": 0.9},
+        **{f"clip + {margin:g} s": {"context": "clip", "margin_seconds": margin} for margin in MARGINS},
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
