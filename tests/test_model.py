@@ -21,7 +21,10 @@ def copy(tiny, tmp_path) -> Path:
 
 
 def change_config(folder: Path, **values: object) -> None:
-    path = folder / "config.json"
+    change_json(folder / "config.json", **values)
+
+
+def change_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
@@ -102,6 +105,56 @@ BROKEN = {
     "no feature extractor": lambda folder: [path.unlink() for path in folder.glob("*processor*")],
 }
 
+DEEP = "[" * 100_000
+BROKEN |= {
+    f"{file} is {text[:9]}": lambda folder, file=file, text=text: (folder / file).write_text(text)
+    for file in ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json")
+    for text in ("[]", '"a"', DEEP)
+}
+BROKEN |= {
+    f"{key} {value}": lambda folder, key=key, value=value: change_config(folder, **{key: value})
+    for key, values in {
+        "viska": ("clip", [], {"context": "half"}, {"margin": -1}, {"margin": 1e9}, {"untrained": "no"}),
+        "d_model": ("64", 0, 64.5, True, 10**9, None),
+        "encoder_layers": (10**7, -1, [1]),
+        "decoder_attention_heads": (0, 3, "2"),
+        "encoder_ffn_dim": (10**9, 0),
+        "vocab_size": (10**5, 10**12),
+        "max_source_positions": (10**9, 0),
+        "max_target_positions": (10**9,),
+        "num_mel_bins": (0, 10**9),
+        "decoder_start_token_id": (10**9, -1, "a"),
+        "pad_token_id": (10**9,),
+        "activation_function": ("os.system", 5),
+        "quantization_config": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "x"),
+        "dropout": ("a",),
+        "init_std": ("a",),
+        "id2label": ([1],),
+    }.items()
+    for value in values
+}
+BROKEN |= {
+    f"features with {key} {value}": lambda folder, key=key, value=value: change_json(
+        folder / "preprocessor_config.json", **{key: value}
+    )
+    for key, value in (("hop_length", 0), ("n_fft", 10**9), ("feature_size", 10**8), ("sampling_rate", 1))
+}
+BROKEN |= {
+    f"generation with {key} {value}": lambda folder, key=key, value=value: change_json(
+        folder / "generation_config.json", **{key: value}
+    )
+    for key, value in {
+        "eos_token_id": "a",
+        "max_length": 10**12,
+        "no_timestamps_token_id": [1],
+        "suppress_tokens": "abc",
+        "lang_to_id": [1],
+        "task_to_id": {"transcribe": "a"},
+        "language": 5,
+    }.items()
+}
+BROKEN["a config of 33 MB"] = lambda folder: (folder / "config.json").write_bytes(b" " * 33_000_000)
+
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_no_whole_whisper_is_refused_in_one_line(copy, name):
@@ -109,6 +162,11 @@ def test_what_is_no_whole_whisper_is_refused_in_one_line(copy, name):
     with pytest.raises(UserError, match=f"{copy}") as refusal:
         load_model(copy)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_config_does_not_choose_what_computes_attention(copy):
+    change_config(copy, attn_implementation="nobody/attention", _attn_implementation="eager")
+    assert load_model(copy).whisper.config._attn_implementation == "sdpa"
 
 
 def test_features_with_other_mel_bins_are_refused(model, tmp_path):

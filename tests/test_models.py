@@ -1,12 +1,15 @@
 """The models to choose from: pins by Git and DVC, the workspace's, a Space's; loaded once, and not too many."""
 
+import json
 import shutil
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from dvc.repo import Repo
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from app.models import folder_models, repository_models
@@ -17,6 +20,7 @@ from stages.runtime.errors import UserError
 from stages.versioning.pins import OLDER_CLIPS, Repository, make_version, pinned_commits
 from tests.support.pinned import isolate, other, push, start, tag, train
 from tests.support.repository import commit, run
+from tools.drive.inventory import out_objects
 
 OLD, NEW = "tuned@v1.0.0", "tuned@v1.1.0"
 
@@ -124,6 +128,60 @@ def test_a_damaged_object_is_not_taken_and_a_later_try_works(clone, origin, tmp_
         models.load(OLD)
     stored.write_bytes(right)
     assert same(models.load(OLD), bytes_of[OLD])
+
+
+def test_a_pin_whose_list_leads_out_of_its_folder_writes_nothing(fetched, tmp_path):
+    models, before = repository_models(fetched, 1), everything(tmp_path)
+    inside = ["..", ".", "", "a//b", "a/../b", "a\\b", "a\x00b", "model.safetensors/b"]
+    for name in ["../../../../../app/__init__.py", "/etc/x", *inside]:
+        forge_lists(fetched, lambda entries, name=name: entries[0].update(relpath=name))
+        with pytest.raises(UserError, match=r"names .*, which is no file within a folder: nothing was written"):
+            models.load(OLD)
+        with pytest.raises(UserError, match="no file within a folder"), Repo(str(fetched)) as repo:
+            [out_objects(repo, out) for out in repo.index.outs]  # as push and pull read them
+    assert {path for path in everything(tmp_path) - before if ".dvc/tmp" not in path} == set()
+    assert list(fetched.glob(".dvc/tmp/app/*")) == []
+
+
+def test_a_pin_with_an_object_id_that_is_a_path_is_told(fetched):
+    forge_lists(fetched, lambda entries: entries[0].update(md5="../../../../secret"))
+    with pytest.raises(UserError, match=r"has no valid object id in DVC's files: '../../../../secret'"):
+        repository_models(fetched, 1).load(OLD)
+
+
+def test_a_pin_whose_list_is_no_list_is_told(fetched):
+    models = repository_models(fetched, 1)
+    for text in ("[]]", "{}", '["a"]', '[{"md5": "0"}]', '[{"relpath": 5}]', "[" * 100_000):
+        for path in (fetched / ".dvc/cache").rglob("*.dir"):
+            forge(path, text)
+        with pytest.raises(UserError, match=r"its list of files .* is damaged: have whoever made it run"):
+            models.load(OLD)
+
+
+@pytest.fixture
+def fetched(clone) -> Path:
+    """A clone with every model in its cache."""
+    run(clone, "dvc", "fetch", "--all-tags", "models/tuned")
+    return clone
+
+
+def forge_lists(clone: Path, change: Callable[[list[dict]], None]) -> None:
+    """Change the lists of folders in the cache."""
+    for path in (clone / ".dvc/cache").rglob("*.dir"):
+        entries = json.loads(path.read_text())
+        change(entries)
+        forge(path, json.dumps(entries))
+
+
+def forge(path: Path, text: str) -> None:
+    """Put another text into the cache; DVC believes what it finds there read-only."""
+    path.chmod(0o644)
+    path.write_text(text)
+    path.chmod(0o444)
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
 
 
 def test_a_remote_that_is_not_there_is_told(clone, tmp_path):

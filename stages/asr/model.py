@@ -1,22 +1,22 @@
 """A Whisper in a plain Hugging Face folder, with what the pipeline wants to know of it beside the weights."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.utils import logging
 
 from stages.asr.encoder import allow_any_length, window_frames
 from stages.asr.mel import FRAMES_PER_SECOND
+from stages.asr.model_files import check_model_files
 from stages.asr.shards import Shards
 from stages.runtime.errors import UserError, one_line
 from stages.runtime.files import files_digest
 
 CONFIG_KEY = "viska"  # of what we add to config.json; other programs pass it by
+ATTENTION = "sdpa"
 START_TOKEN = "<|startoftranscript|>"
 
 
@@ -53,11 +53,14 @@ def load_model(folder: Path, device: torch.device | str = "cpu", **overrides: An
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} contains no *.safetensors: run the stage that writes it, or `dvc pull`")
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        if kind != "whisper":
-            raise ValueError(f"its config.json has the model_type {kind}")
+        ours = check_model_files(folder)
         read: Any = WhisperForConditionalGeneration.from_pretrained(  # a pair, which its types do not say
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **overrides
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation=ATTENTION,  # whatever the config says: it may name code on the Hub
+            **overrides,
         )
         whisper: WhisperForConditionalGeneration = read[0]
         if missing := read[1]["missing_keys"]:  # transformers would fill them with random numbers
@@ -66,16 +69,15 @@ def load_model(folder: Path, device: torch.device | str = "cpu", **overrides: An
         if tokenizer.convert_tokens_to_ids(START_TOKEN) != whisper.config.decoder_start_token_id:
             raise ValueError("its tokenizer is missing, or belongs to another model")
         extractor = WhisperFeatureExtractor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # transformers raises anything for files that are not as it expects them
         raise UserError(f"{folder} is not a Whisper model: {one_line(error)}") from None
-    ours = getattr(whisper.config, CONFIG_KEY, None) or {}
     return SpeechModel(
         allow_any_length(read[0].to(device).eval()),
         tokenizer,
         extractor,
-        ours.get("context", "full"),
-        ours.get("margin", 0),
-        ours.get("untrained", False),
+        ours.context,
+        ours.margin,
+        ours.untrained,
     )
 
 

@@ -1,5 +1,6 @@
 """DVC's local cache: what it has, fetching what it lacks, and folders that link into it."""
 
+import re
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
     from dvc_data.hashfile.tree import Tree
 
 TAGS = "--all-tags"
+OBJECT_ID = re.compile(r"[0-9a-f]{32}(\.dir)?")  # MD5 in hex; what a cache's and a remote's paths are made of
 
 
 def in_cache(cache: "HashFileDB", oid: str | None) -> bool:
     """Whether the local cache has an object; DVC checks it, and drops one that was changed."""
     from dvc_objects.errors import ObjectFormatError
 
-    if oid is None:
+    if oid is None or not OBJECT_ID.fullmatch(oid):
         return False
     try:
         cache.check(oid)
@@ -38,18 +40,52 @@ def fetch_folder(repo: "Repo", out: "Output", name: str, which: str = TAGS) -> "
     name: what the folder is called in messages; which: the option of `dvc fetch` that would find it too. Raises
     UserError where it is not available.
     """
-    from dvc_data.hashfile.tree import Tree
-
     fetch_objects(repo, out, name, [out.hash_info], which)
-    tree = Tree.load(repo.cache.local, out.hash_info)
+    tree = load_tree(repo, out, name)
     fetch_objects(repo, out, name, [info for _, _, info in tree], which)
     return tree
+
+
+def load_tree(repo: "Repo", out: "Output", name: str) -> "Tree":
+    """A folder's list from the cache, once it names nothing outside the folder, the cache and the remote.
+
+    Whoever can write to the remote, or made the commit, wrote that list. Raises UserError.
+    """
+    from dvc_data.hashfile.tree import Tree
+    from dvc_objects.errors import ObjectFormatError
+
+    listed = f"{name}: its list of files {str(out.hash_info.value)!r}"
+    try:
+        tree = Tree.load(repo.cache.local, out.hash_info)
+        entries = [(names, info.value) for names, _, info in tree]
+    except (ObjectFormatError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(f"{listed} is damaged: have whoever made it run `make push`") from None
+    folders = {names[:depth] for names, _ in entries for depth in range(1, len(names))}
+    for names, oid in entries:
+        path = "/".join(names)
+        if not all(map(is_plain_name, names)) or names in folders:
+            raise UserError(f"{listed} names {path!r}, which is no file within a folder: nothing was written")
+        check_object_id(oid, f"{name}: {path}")
+    return tree
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name stays where it is put, on every system."""
+    return name not in ("", ".", "..") and not any(char in "/\\" or ord(char) < 32 for char in name)
+
+
+def check_object_id(oid: object, name: str) -> None:
+    """Raises UserError where an object's id would be another path than an object's."""
+    if not (isinstance(oid, str) and OBJECT_ID.fullmatch(oid)):
+        raise UserError(f"{name} has no valid object id in DVC's files: {str(oid)[:80]!r}")
 
 
 def fetch_objects(repo: "Repo", out: "Output", name: str, wanted: "Collection[HashInfo]", which: str = TAGS) -> None:
     """Have some of an out's objects in the cache, fetched and verified where they are missing; raises UserError."""
     from dvc.config import NoRemoteError
 
+    for info in wanted:
+        check_object_id(info.value, name)
     cache = repo.cache.local
     if all(in_cache(cache, info.value) for info in wanted):
         return

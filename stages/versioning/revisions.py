@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from stages.runtime.errors import UserError, one_line
-from stages.versioning.cache import fetch_folder, fetch_objects, in_cache
+from stages.versioning.cache import fetch_folder, fetch_objects, in_cache, load_tree
 from stages.versioning.git import read_blobs, run_git
 from stages.versioning.pins import parse_mapping, read_if_present
 
@@ -179,11 +179,9 @@ def tracked_member(repo: "Repo", revision: Revision, path: str, name: str) -> Pa
     """
     if not revision.commit and (own := Path(repo.root_dir, path, name)).is_file():
         return own
-    from dvc_data.hashfile.tree import Tree
-
     out, label = find_output(repo, revision, path), f"{path} of {revision.name}"
     fetch_objects(repo, out, label, [out.hash_info], COMMITS)
-    wanted = [info for names, _, info in Tree.load(repo.cache.local, out.hash_info) if "/".join(names) == name]
+    wanted = [info for names, _, info in load_tree(repo, out, label) if "/".join(names) == name]
     if not wanted:
         raise UserError(f"{label} holds no {name}: {RECORD}")
     fetch_objects(repo, out, label, wanted, COMMITS)

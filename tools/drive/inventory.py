@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.runtime.errors import UserError
-from stages.versioning.cache import in_cache
+from stages.versioning.cache import check_object_id, in_cache, load_tree
 
 if TYPE_CHECKING:
     from dvc.output import Output
@@ -43,14 +43,12 @@ def remote_outs(repo: "Repo", remote: str) -> list["Output"]:
 
 def out_objects(repo: "Repo", out: "Output") -> list[CacheObject]:
     """An out's objects: the file, or the folder's files and after them its list (it alone, if it is not cached)."""
-    from dvc_data.hashfile.tree import Tree
-
     cache, top = repo.cache.local, top_object(repo, out)
     if not out.is_dir_checksum or not in_cache(cache, top.oid):
         return [top]
     entries = [
         CacheObject(info.value, "/".join((top.path, *key)), top.kind, cached_size(cache, info.value))
-        for key, _, info in Tree.load(cache, out.hash_info)
+        for key, _, info in load_tree(repo, out, top.path)
     ]
     return [*entries, CacheObject(top.oid, top.path, top.kind, top.size, tuple(entry.oid for entry in entries))]
 
@@ -58,6 +56,7 @@ def out_objects(repo: "Repo", out: "Output") -> list[CacheObject]:
 def top_object(repo: "Repo", out: "Output") -> CacheObject:
     """An out's first object: the file itself, or the folder's list, without its entries."""
     oid, path = out.hash_info.value, Path(os.path.relpath(out.fs_path, repo.root_dir)).as_posix()
+    check_object_id(oid, path)
     kind = next((kind for folder, kind in FOLDER_KINDS.items() if f"{path}/".startswith(folder)), "other")
     return CacheObject(oid, path, kind, cached_size(repo.cache.local, oid))
 
