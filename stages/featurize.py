@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from stages.asr.audio import AudioError, read_audio
+from stages.asr.audio import AudioError, TooLongError, read_audio
 from stages.asr.clips import Clip, Drop, read_clips, write_rows
 from stages.asr.mel import SAMPLE_RATE, log_mel
 from stages.asr.shards import Entry, pack_mel, write_shard
@@ -83,14 +83,16 @@ def extract_features(settings: Featurize, raw: Path, clip: Clip) -> Features | D
     if not path.is_file():
         return Drop(raw.name, clip.id, "missing", f"{path}: no such file")
     try:
-        samples = read_audio(path, SAMPLE_RATE)
+        samples = read_audio(path, SAMPLE_RATE, settings.max_seconds)
+    except TooLongError as error:
+        return Drop(
+            raw.name, clip.id, "too long", f"{error.seconds:.1f} s, featurize.max_seconds is {settings.max_seconds}"
+        )
     except AudioError as error:
         return Drop(raw.name, clip.id, "corrupt", str(error))
     seconds = len(samples) / SAMPLE_RATE
     if not len(samples):
         return Drop(raw.name, clip.id, "empty", "no samples")
-    if seconds > settings.max_seconds:
-        return Drop(raw.name, clip.id, "too long", f"{seconds:.1f} s, featurize.max_seconds is {settings.max_seconds}")
     mel = log_mel(samples, settings.n_mels)
     data, peak = pack_mel(mel, settings.dtype)
     return Entry(clip.id, clip.text, clip.speaker, clip.known_speaker, round(seconds, 3), mel.shape[1], peak), data

@@ -1,9 +1,12 @@
+import tracemalloc
+
 import librosa
 import numpy as np
 import pytest
 import soundfile
 
-from stages.asr.audio import AudioError, read_audio
+from stages.asr.audio import AudioError, TooLongError, read_audio
+from stages.asr.recording import open_recording
 from tests.support.material import speech, with_sample
 from tests.support.tones import number_of, record_with_ffmpeg
 
@@ -63,3 +66,32 @@ def test_a_playlist_opens_no_other_file(tmp_path, content):
     (tmp_path / "list.m4a").write_text(content)
     with pytest.raises(AudioError, match=r"list\.m4a is not a readable audio file"):
         read_audio(tmp_path / "list.m4a", 16_000)
+
+
+def test_what_lasts_too_long_is_refused_by_its_header(tmp_path):
+    with soundfile.SoundFile(tmp_path / "a.flac", "w", 96_000, 8, "PCM_16") as file:
+        for _ in range(40):
+            file.write(np.zeros((96_000, 8), np.int16))
+    assert (tmp_path / "a.flac").stat().st_size < 100_000
+    tracemalloc.start()
+    with pytest.raises(TooLongError) as refusal:
+        read_audio(tmp_path / "a.flac", 16_000, max_seconds=30)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000  # its samples would be 123 MB
+    tracemalloc.stop()
+    assert refusal.value.seconds == 40
+
+
+def test_what_lasts_too_long_without_saying_so_is_decoded_no_further(tmp_path):
+    record_with_ffmpeg(tmp_path / "a.webm", 3, "libopus", 48_000, 2, seconds=5)
+    with pytest.raises(TooLongError) as refusal:
+        read_audio(tmp_path / "a.webm", 16_000, max_seconds=1)
+    assert 1 < refusal.value.seconds < 1.1
+
+
+@pytest.mark.parametrize("sample_rate", [1, 3_999, 1_000_000])
+def test_rates_that_no_recorder_has_are_refused(tmp_path, sample_rate):
+    soundfile.write(tmp_path / "a.wav", speech(1), sample_rate)
+    with pytest.raises(AudioError, match=rf"it has {sample_rate} samples a second"):
+        read_audio(tmp_path / "a.wav", 16_000)
+    with pytest.raises(AudioError, match=rf"a\.wav .* it has {sample_rate} samples a second"):
+        open_recording(tmp_path / "a.wav", 60)

@@ -1,5 +1,7 @@
 """Audio files as samples."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,55 +14,91 @@ from stages.runtime.errors import UserError
 FFMPEG_FORMATS = "aac,aiff,amr,amrnb,amrwb,asf,caf,flac,matroska,mov,mp3,ogg,wav"
 
 
+RATES = range(4_000, 768_001)  # Hz: a file of a few kB at 1 Hz would be hours
+MAX_CHANNELS = 32
+
+
 class AudioError(UserError):
     """An audio file that cannot be decoded."""
 
 
-def read_audio(path: Path, sample_rate: int) -> np.ndarray:
+class TooLongError(AudioError):
+    """An audio file of more than max_seconds; seconds: what its header says, or else what was decoded so far."""
+
+    def __init__(self, path: Path, seconds: float):
+        super().__init__(f"{path} lasts {seconds:.2f} s")
+        self.seconds = seconds
+
+
+def read_audio(path: Path, sample_rate: int, max_seconds: float = math.inf) -> np.ndarray:
     """The samples of an audio file, mono at sample_rate Hz: (n_samples,) float32 in about [-1, 1].
 
     Resamples through soxr at high quality, as ``librosa.load`` does, without the seconds that importing librosa takes.
-    Raises AudioError, naming the file, where nothing can be decoded or a sample is NaN or infinite.
+    Raises AudioError, naming the file, where nothing can be decoded or a sample is NaN or infinite; TooLongError.
     """
-    samples, own_rate = decode_audio(path)
+    samples, own_rate = decode_audio(path, max_seconds)
     return soxr.resample(samples, own_rate, sample_rate) if own_rate != sample_rate else samples
 
 
-def decode_audio(path: Path) -> tuple[np.ndarray, int]:
+def decode_audio(path: Path, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
     """The samples of an audio file, mono, (n_samples,) float32 in about [-1, 1], and its own rate in Hz.
 
     Decodes through libsndfile, or where that does not know the format (m4a, webm, mp4) through ffmpeg's libraries.
-    Raises AudioError, naming the file, where nothing can be decoded or a sample is NaN or infinite.
+    What lasts longer than max_seconds, by its header or as it is decoded, is refused: a small file may hold hours.
+    Raises AudioError, naming the file, where nothing can be decoded or a sample is NaN or infinite; TooLongError.
     """
     try:
+        with soundfile.SoundFile(path) as file:
+            check_header(path, file.samplerate, file.channels, file.frames / file.samplerate, max_seconds)
         samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:
-        samples, sample_rate = decode_with_ffmpeg(path)
-    if not np.isfinite(samples).all():  # one in a clip would make all of its features NaN
-        raise AudioError(f"{path} is not a readable audio file: it contains samples that are NaN or infinite")
-    return samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0], sample_rate
+        return decode_with_ffmpeg(path, max_seconds)
+    return join_blocks(path, [samples], sample_rate, max_seconds), sample_rate
 
 
-def decode_with_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
-    """The samples of a file's first audio track, (n_samples, n_channels) float32, and their rate in Hz.
+def check_header(path: Path, sample_rate: int, channels: int, seconds: float, max_seconds: float) -> None:
+    """Refuse what a file says of itself; raises AudioError, and TooLongError."""
+    if sample_rate not in RATES:
+        raise AudioError(f"{path} is not a readable audio file: it has {sample_rate} samples a second")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError(f"{path} is not a readable audio file: it has {channels} channels")
+    if seconds > max_seconds:
+        raise TooLongError(path, seconds)
 
-    Raises AudioError, naming the file.
+
+def join_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, max_seconds: float) -> np.ndarray:
+    """Blocks of (n_samples, n_channels) float32 as mono: (n_samples,). Raises AudioError, and TooLongError."""
+    pieces, n_samples = [np.zeros(0, np.float32)], 0
+    for block in blocks:
+        if not np.isfinite(block).all():  # one in a clip would make all of its features NaN
+            raise AudioError(f"{path} is not a readable audio file: it contains samples that are NaN or infinite")
+        n_samples += len(block)
+        if n_samples > max_seconds * sample_rate:
+            raise TooLongError(path, n_samples / sample_rate)
+        pieces.append(block.mean(axis=1) if block.shape[1] > 1 else block[:, 0])
+    return np.concatenate(pieces)
+
+
+def decode_with_ffmpeg(path: Path, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
+    """The samples of a file's first audio track, mono, (n_samples,) float32, and their rate in Hz.
+
+    Raises AudioError, naming the file, and TooLongError.
     """
     import av  # only here: few files need it
 
-    pieces = []
     try:
         # The prefix keeps a file's name from being read as a URL.
         with av.open(f"file:{path}", options={"format_whitelist": FFMPEG_FORMATS}) as container:
             if not container.streams.audio:
                 raise AudioError(f"{path} contains no audio")
             track = container.streams.audio[0]
-            convert = av.AudioResampler(format="fltp")  # one array a channel, at the track's own rate
-            for frame in container.decode(track):
-                pieces += [piece.to_ndarray() for piece in convert.resample(frame)]
-            sample_rate = track.rate
+            check_header(path, track.rate, track.channels, 0.0, max_seconds)
+            convert = av.AudioResampler(format="fltp", rate=track.rate)  # one array a channel, at the track's own rate
+            frames = (piece for frame in container.decode(track) for piece in convert.resample(frame))
+            samples = join_blocks(path, (frame.to_ndarray().T for frame in frames), track.rate, max_seconds)
+            rate: int = track.rate
     except (av.FFmpegError, OSError, ValueError) as error:
         raise AudioError(f"{path} is not a readable audio file: {getattr(error, 'strerror', None) or error}") from None
-    if not pieces:
+    if not len(samples):
         raise AudioError(f"{path} is not a readable audio file: it contains no samples")
-    return np.concatenate(pieces, axis=1).T, sample_rate
+    return samples, rate

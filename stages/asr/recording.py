@@ -10,7 +10,7 @@ import av
 import numpy as np
 import soxr
 
-from stages.asr.audio import FFMPEG_FORMATS, AudioError
+from stages.asr.audio import FFMPEG_FORMATS, RATES, AudioError
 from stages.asr.mel import SAMPLE_RATE
 
 BLOCK_SAMPLES = SAMPLE_RATE  # of a block, at least: 1 s
@@ -34,6 +34,8 @@ class Recording:
         if not container.streams.audio:
             raise AudioError(f"{name} contains no audio: choose a file with an audio track")
         self._track = container.streams.audio[0]
+        if self._track.rate not in RATES:
+            raise AudioError(NOT_READABLE.format(name, f"it has {self._track.rate} samples a second"))
         self.seconds = header_seconds(container, self._track)
         if self.seconds is not None and self.seconds > max_seconds:
             raise AudioError(too_long_message(name, max_seconds, f"{format_duration(self.seconds)}, "))
@@ -69,6 +71,8 @@ class Recording:
         rate, resampler = None, None
         for samples, own_rate in self._frames():
             if own_rate != rate:
+                if own_rate not in RATES:
+                    raise AudioError(NOT_READABLE.format(self._name, f"it has {own_rate} samples a second"))
                 if resampler:
                     yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
                 rate, resampler = own_rate, None

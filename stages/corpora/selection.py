@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from stages.asr.audio import AudioError, decode_audio
+from stages.asr.audio import AudioError, TooLongError, decode_audio
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
 from stages.asr.text import normalise
 from stages.corpora.local import Rejection
@@ -117,7 +117,9 @@ def check_clip(path: Path, min_seconds: float, max_seconds: float) -> Rejection 
     if not path.stat().st_size:
         return Rejection("empty", "0 bytes")
     try:
-        samples, sample_rate = decode_audio(path)
+        samples, sample_rate = decode_audio(path, max_seconds)
+    except TooLongError as error:
+        return Rejection("too long", f"{error.seconds:.2f} s, max_seconds is {max_seconds}")
     except AudioError as error:
         return Rejection("corrupt", str(error).replace(str(path), path.name))  # no folder's name in what is tracked
     seconds = len(samples) / sample_rate
@@ -125,8 +127,6 @@ def check_clip(path: Path, min_seconds: float, max_seconds: float) -> Rejection 
         return Rejection("empty", "no samples")
     if seconds < min_seconds:
         return Rejection("too short", f"{seconds:.2f} s, min_seconds is {min_seconds}")
-    if seconds > max_seconds:
-        return Rejection("too long", f"{seconds:.2f} s, max_seconds is {max_seconds}")
     return None
 
 

@@ -33,10 +33,12 @@ def record(path: Path, number: int, **how) -> None:
     soundfile.write(path, sound(number, **how), how.get("sample_rate", 16_000))
 
 
-def record_with_ffmpeg(path: Path, number: int, codec: str, sample_rate: int, n_channels: int) -> None:
+def record_with_ffmpeg(
+    path: Path, number: int, codec: str, sample_rate: int, n_channels: int, seconds: float = 0.5
+) -> None:
     """Write m4a, mp4 or webm as telephones and browsers do."""
     layout = "stereo" if n_channels == 2 else "mono"
-    samples = sound(number, sample_rate=sample_rate, n_channels=n_channels)
+    samples = sound(number, seconds, sample_rate, n_channels)
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout=layout)
     frame.sample_rate = sample_rate
     with av.open(str(path), "w") as container:
