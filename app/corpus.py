@@ -139,17 +139,25 @@ def read_recordings(folder: Path) -> list[list[str]]:
 
     Raises UserError where the folder holds another corpus, or the table was changed in a way that loses clips.
     """
-    tables = [path for path in folder.glob("*") if path.suffix.lower() in corpora.READERS and path.name[0] != "."]
+    tables = [
+        path
+        for path in folder.glob("*")
+        if path.suffix.lower() in corpora.READERS and path.name[0] != "." and path.is_file()
+    ]
     for path in tables:
         if path.name != TABLE:
             raise UserError(f"{folder} holds another corpus ({path.name}): name an empty folder in app.recordings")
     if not tables:
         return []
-    header, rows, faults = read_tsv((folder / TABLE).read_bytes())
+    with (folder / TABLE).open("rb") as file:
+        header, lines = read_tsv(file)
+        found = list(lines)
+    rows = [values for _, values in found if isinstance(values, list)]
+    faults = [(number, fault) for number, fault in found if isinstance(fault, str)]
     if header != TABLE_COLUMNS or faults:
         number, fault = faults[0] if faults else (1, f"{', '.join(header)}, expected {', '.join(TABLE_COLUMNS)}")
         raise UserError(f"{folder / TABLE} line {number}: {fault}: fix it, or move the folder away")
-    return [values for _, values in rows]
+    return rows
 
 
 def copy_aside(audio: Path, target: Path) -> None:

@@ -1,12 +1,17 @@
 import gzip
 import hashlib
 import io
+import os
 import shutil
+import subprocess
+import unicodedata
 from pathlib import Path
 
 import pytest
 
+from stages.corpora.archive import MAX_CLIP_BYTES
 from stages.corpora.local import copy_stream
+from stages.corpora.selection import MAX_LINE
 from stages.runtime.errors import UserError
 from tests.support.release import NAME, ROOT, collect, plain, row, tone
 
@@ -137,6 +142,48 @@ def test_of_several_locales_one_is_named(data):
     with pytest.raises(UserError, match=r"contains several locales \(en, sv-SE\): set locale to one of them"):
         collect(data, archive="both")
     assert len(collect(data, archive="both", locale="en")[0]["train"]) == 6
+
+
+def test_a_clip_that_unpacks_to_gigabytes_is_dropped(data):
+    release = plain()
+    release.clips["cv_3.mp3"] = bytes(MAX_CLIP_BYTES + 1)
+    assert release.pack(data).stat().st_size < 1_000_000
+    clips, drops, folder = collect(data)
+    assert len(clips["train"]) == 5 and drops == {("train", "too large"): 1}
+    assert not list(folder.rglob("cv_3*"))
+
+
+def test_a_sparse_clip_is_as_large_as_it_says(data):
+    root = plain().unpack(data / "unpacked")
+    os.truncate(root / "clips/cv_3.mp3", 3_000_000_000)
+    command = ["tar", "--sparse", "-czf", str(data / NAME), "-C", str(data / "unpacked"), "."]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("the system's tar knows no sparse files")
+    assert (data / NAME).stat().st_size < 1_000_000
+    clips, drops, _ = collect(data)
+    assert len(clips["train"]) == 5 and drops == {("train", "too large"): 1}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_name_may_be_spelled_in_two_ways(data, packed):
+    release = plain()
+    composed, decomposed = (unicodedata.normalize(form, "hör.mp3") for form in ("NFC", "NFD"))
+    release.tables["train"][0]["path"] = composed
+    release.clips[decomposed] = release.clips.pop("cv_0.mp3")
+    archive = release.pack(data) if packed else release.unpack(data / "unpacked")
+    clips, drops, _ = collect(data, archive=archive.relative_to(data).as_posix())
+    assert len(clips["train"]) == 6 and not drops
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_line_of_megabytes_is_one_row_that_cannot_be_used(data, packed):
+    release = plain()
+    release.tables["train"].append({"path": "cv_0.mp3", "line": "x" * (2 * MAX_LINE + 5)})
+    release.tables["train"].append(row(7, "speaker 0"))
+    release.clips["cv_7.mp3"] = release.clips["cv_0.mp3"]
+    archive = release.pack(data) if packed else release.unpack(data / "unpacked")
+    clips, drops, _ = collect(data, archive=archive.relative_to(data).as_posix())
+    assert len(clips["train"]) == 7 and drops == {("train", "malformed row"): 1}
 
 
 def test_an_interrupted_write_leaves_no_file_under_its_name(tmp_path):

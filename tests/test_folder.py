@@ -1,4 +1,5 @@
 import json
+import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -190,6 +191,30 @@ def test_dirt_of_json_lines(root):
     clips, drops = collect(root)
     assert sum(sizes(clips)) == 12
     assert drops == {"malformed row": 5, "empty sentence": 1}
+
+
+def test_json_lines_that_are_too_deep_are_dropped(root):
+    write_table(root, ROWS, "t.jsonl")
+    with (root / "t.jsonl").open("a") as table:
+        table.write('{"path": "1.wav", "text": ' + "[" * 100_000 + "\n")
+    clips, drops = collect(root)
+    assert sum(sizes(clips)) == 12 and drops == {"malformed row": 1}
+
+
+def test_a_folder_called_like_a_table_is_none(root):
+    (root / "t.tsv").mkdir()
+    write_table(root, ROWS)
+    assert sum(sizes(collect(root)[0])) == 12
+
+
+def test_a_file_name_that_is_not_utf_8_is_named(root):
+    name = b"h\xf6r.wav"  # as Latin-1 has it
+    try:
+        (root / os.fsdecode(name)).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(UserError, match=r"a file whose name is not in UTF-8, 'h.udcf6r\.wav': rename it"):
+        corpus.recordings_digest(root)
 
 
 def test_one_clip_in_two_splits_stays_in_test(root):

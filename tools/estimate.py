@@ -35,6 +35,7 @@ from stages.corpora import folder
 from stages.corpora.archive import PackedRelease, UnpackedRelease
 from stages.corpora.common_voice import ADVICE, table_name
 from stages.corpora.local import locate
+from stages.corpora.selection import read_lines
 from stages.params import Params, Train
 from stages.pretrained import END_TOKEN, from_scratch, make_generation_config, set_language, train_tokenizer
 from stages.runtime.errors import UserError
@@ -165,7 +166,7 @@ def count_rows(values: Params) -> dict[str, int]:
     path = corpus_path(values)
     wanted = {table_name(table) for split in SPLITS for table in getattr(settings, split).tables}
     release = (UnpackedRelease if path.is_dir() else PackedRelease)(path, settings.locale)
-    return {name: max(table.count(b"\n") - 1, 0) for name, table in release.tables(wanted).items()}
+    return release.tables(wanted, lambda name, file: max(sum(1 for _ in read_lines(file)) - 1, 0))
 
 
 def count_recordings(values: Params) -> tuple[dict[str, int], str]:

@@ -5,12 +5,13 @@ Both kinds offer ``tables`` and ``fetch``. A release is ``cv-corpus-<version>/<l
 
 import gzip
 import tarfile
+import unicodedata
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, NamedTuple, TypeVar, cast
 
 from stages.corpora.local import Rejection, copy_clips, copy_stream
 from stages.runtime.errors import UserError
@@ -23,7 +24,18 @@ DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
 GZIP = b"\x1f\x8b"  # the first bytes
 OTHERS = {b"PK": "a zip file", b"BZh": "a bzip2 file", b"\xfd7zXZ": "an xz file", b"<": "a web page"}
 
-Members = Iterator[tuple[PurePosixPath, IO[bytes] | None]]
+MAX_CLIP_BYTES = 64_000_000  # of an archive's clip: a minute at the highest rates that there are
+
+Content = TypeVar("Content")
+ReadTable = Callable[[str, IO[bytes]], Content]  # a table's name and its file -> what is wanted of it
+
+
+class Member(NamedTuple):
+    """A member of a tar. content: None where it is no plain file; size: bytes that it would have."""
+
+    path: PurePosixPath
+    size: int
+    content: IO[bytes] | None
 
 
 def verify_checksum(path: Path, sha256: str) -> None:
@@ -74,13 +86,16 @@ class UnpackedRelease:
         roots = {PurePosixPath(table.parent.resolve()) for table in tables}
         self.root = Path(find_locale(path, roots, locale))
 
-    def tables(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The content of the named tables; raises UserError where one is missing."""
+    def tables(self, names: Iterable[str], read: ReadTable[Content]) -> dict[str, Content]:
+        """What ``read`` makes of each of the named tables; raises UserError where one is missing."""
         found = [table for table in TABLES if (self.root / f"{table}.tsv").is_file()]
+        contents = {}
         for name in names:
             if name not in found:
                 raise missing_table(self.path, name, found)
-        return {name: (self.root / f"{name}.tsv").read_bytes() for name in names}
+            with (self.root / f"{name}.tsv").open("rb") as file:
+                contents[name] = read(name, file)
+        return contents
 
     def fetch(self, wanted: dict[str, Path]) -> dict[str, Rejection]:
         """Copy clips to where they are wanted; returns why the others cannot be had."""
@@ -100,7 +115,7 @@ class PackedRelease:
             raise UserError(f"{path} {found}, and is not a .tar.gz; {EXPECTED}; in a .tar.gz or unpacked in a folder")
 
     @contextmanager
-    def members(self, description: str) -> Iterator[Members]:
+    def members(self, description: str) -> Iterator[Iterator[Member]]:
         """The archive's members in order, each to be read before the next; raises UserError where it is damaged."""
         size = self.path.stat().st_size
         try:
@@ -115,51 +130,59 @@ class PackedRelease:
                 f"{self.path} ({size} bytes) is not a complete .tar.gz: {error}. {EXPECTED}; download it again"
             ) from None
 
-    def tables(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The content of the named tables; raises UserError where they are missing, or of another locale."""
+    def tables(self, names: Iterable[str], read: ReadTable[Content]) -> dict[str, Content]:
+        """What ``read`` makes of each of the named tables; raises UserError where they are missing, or of another
+        locale."""
         wanted = set(names)
-        found: dict[PurePosixPath, dict[str, bytes]] = defaultdict(dict)
+        found: dict[PurePosixPath, dict[str, Content]] = defaultdict(dict)
+        present: dict[PurePosixPath, set[str]] = defaultdict(set)
         others: list[str] = []
         with self.members("tables") as members:
-            for path, content in members:
+            for path, _, content in members:
                 if path.suffix == ".tsv" and path.stem in TABLES and content is not None:
-                    found[path.parent][path.stem] = content.read()
-                    if self.locale in (None, path.parent.name) and wanted <= found[path.parent].keys():
-                        break
+                    present[path.parent].add(path.stem)
+                    if path.stem in wanted and self.locale in (None, path.parent.name):
+                        found[path.parent][path.stem] = read(path.stem, content)
+                        if wanted <= found[path.parent].keys():
+                            break
                 elif len(others) < 3:
                     others.append(str(path))
-        if not found:
+        if not present:
             raise no_tables(self.path, ", ".join([*others, "…"]) if others else "")
-        self.root = find_locale(self.path, found, self.locale)
+        self.root = find_locale(self.path, present, self.locale)
         for name in sorted(wanted - found[self.root].keys()):
-            raise missing_table(self.path, name, found[self.root])
-        return {name: found[self.root][name] for name in wanted}
+            raise missing_table(self.path, name, present[self.root])
+        return found[self.root]
 
     def fetch(self, wanted: dict[str, Path]) -> dict[str, Rejection]:
         """Unpack clips to where they are wanted; returns why the others cannot be had."""
         rejected = {name: Rejection("missing", "not in the archive") for name in wanted}
-        names = {self.root / "clips" / name: name for name in wanted}
+        # A table written on one system and an archive on another may spell å in two ways.
+        names = {unicodedata.normalize("NFC", str(self.root / "clips" / name)): name for name in wanted}
         with self.members("unpack") as members:
-            for path, content in members:
-                name = names.get(path)
+            for path, size, content in members:
+                name = names.get(unicodedata.normalize("NFC", str(path)))
                 if name is None:
                     continue
-                if content is not None:
+                if content is None:
+                    rejected[name] = Rejection("outside the archive", "a link or a folder")
+                elif size > MAX_CLIP_BYTES:
+                    rejected[name] = Rejection("too large", f"{size:,} bytes")
+                else:
                     copy_stream(content, wanted[name])
                     rejected.pop(name, None)
-                else:
-                    rejected[name] = Rejection("outside the archive", "a link or a folder")
         return rejected
 
 
-def tar_members(stream: gzip.GzipFile) -> Members:
+def tar_members(stream: gzip.GzipFile) -> Iterator[Member]:
     """The members of a tar, with their content where they are files; after the last one the stream is read to its end.
 
     There its checksum shows whether something was cut off.
     """
     with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar:
         while member := tar.next():
-            yield PurePosixPath(member.name), tar.extractfile(member) if member.isreg() else None
+            content = tar.extractfile(member) if member.isreg() else None
+            yield Member(PurePosixPath(member.name), member.size, content)
             # tarfile keeps them all: gigabytes for the largest locales.
             tar.members.clear()  # type: ignore[attr-defined]  # its types leave the attribute out
     while stream.read(BLOCK):

@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
 from stages.corpora.archive import PackedRelease, UnpackedRelease, verify_checksum
 from stages.corpora.local import locate
 from stages.corpora.selection import (
     UNKNOWN_SPEAKER,
+    BadLine,
     Selection,
     TableRow,
     drop_row,
@@ -23,6 +26,7 @@ from stages.runtime.errors import UserError
 
 REQUIRED_COLUMNS = ("client_id", "path", "sentence")  # that every release has
 QUOTED_FIELD = re.compile(r'"((?:[^"]|"")*)"')  # of a CSV: quotation marks within it are doubled
+Table = tuple[list[TableRow], list[BadLine]]
 ADVICE = (
     "Common Voice is downloaded in a browser: at https://mozilladatacollective.com choose Common Voice Scripted Speech"
     " in your language, accept its terms, download the .tar.gz and put it there"
@@ -42,11 +46,11 @@ def collect(settings: CommonVoice, folder: Path, processes: int) -> tuple[dict[s
     sections: dict[str, Tables | ValidationTables]
     sections = {"train": settings.train, "validation": settings.validation, "test": settings.test}
     wanted = {split: [table_name(table) for table in section.tables] for split, section in sections.items()}
-    tables = archive.tables({table for tables in wanted.values() for table in tables})
+    tables = archive.tables({table for tables in wanted.values() for table in tables}, partial(read_table, path))
     rows: dict[str, list[TableRow]] = {}
     drops: list[Drop] = []
     for split in SPLITS:
-        rows[split], found = read_tables(path, split, {table: tables[table] for table in wanted[split]})
+        rows[split], found = join_tables(split, {table: tables[table] for table in wanted[split]})
         drops += found
     drops += remove_overlap(rows, bool(settings.allow_overlap))
     if settings.held_out_speakers is not None:  # else validation has tables of its own
@@ -63,28 +67,39 @@ def table_name(table: str) -> str:
     return "dev" if table == "validation" else table
 
 
-def read_tables(archive: Path, split: str, tables: dict[str, bytes]) -> tuple[list[TableRow], list[Drop]]:
-    """The rows of a split's tables, and those that cannot be used."""
-    rows, drops = [], []
-    for table, data in tables.items():
-        header, lines, bad_lines = read_tsv(data)
-        if missing := [column for column in REQUIRED_COLUMNS if column not in header]:
-            raise UserError(
-                f"{table}.tsv of {archive} lacks the column {missing[0]}; it has {', '.join(header)[:200]}: is it a"
-                " table of Common Voice?"
-            )
-        drops += [Drop(split, f"{table}.tsv line {number}", "malformed row", why) for number, why in bad_lines]
-        client_id, path, sentence = (header.index(column) for column in REQUIRED_COLUMNS)
-        rows += [
+def read_table(archive: Path, name: str, file: IO[bytes]) -> Table:
+    """A table's rows, and its lines that are none."""
+    header, lines = read_tsv(file)
+    if missing := [column for column in REQUIRED_COLUMNS if column not in header]:
+        raise UserError(
+            f"{name}.tsv of {archive} lacks the column {missing[0]}; it has {', '.join(header)[:200]}: is it a"
+            " table of Common Voice?"
+        )
+    client_id, path, sentence = (header.index(column) for column in REQUIRED_COLUMNS)
+    rows, bad_lines = list[TableRow](), list[BadLine]()
+    for number, values in lines:
+        if isinstance(values, str):
+            bad_lines.append((number, values))
+            continue
+        rows.append(
             TableRow(
                 path=values[path].strip(),
                 text=clean_text(unescape_quotes(values[sentence].strip())),
                 speaker=clean_text(values[client_id]) or UNKNOWN_SPEAKER,
-                place=f"{table}.tsv line {number}",
+                place=f"{name}.tsv line {number}",
             )
-            for number, values in lines
-        ]
-    kept, found = filter_rows(split, rows)
+        )
+    return rows, bad_lines
+
+
+def join_tables(split: str, tables: dict[str, Table]) -> tuple[list[TableRow], list[Drop]]:
+    """The rows of a split's tables, and those that cannot be used."""
+    drops = [
+        Drop(split, f"{name}.tsv line {number}", "malformed row", why)
+        for name, (_, bad_lines) in tables.items()
+        for number, why in bad_lines
+    ]
+    kept, found = filter_rows(split, (row for rows, _ in tables.values() for row in rows))
     return kept, drops + found
 
 

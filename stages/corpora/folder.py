@@ -72,6 +72,10 @@ def recordings_digest(folder: Path) -> str:
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
         if path.is_file() and name.name.lower() not in IGNORED_FILES and not any(part[0] == "." for part in name.parts):
+            try:
+                name.as_posix().encode()
+            except UnicodeEncodeError:  # one of another time or system, which no table can name
+                raise UserError(f"{folder} holds a file whose name is not in UTF-8, {str(name)!r}: rename it") from None
             paths[unicodedata.normalize("NFC", name.as_posix())] = path
     size = sum(path.stat().st_size for path in paths.values())
     with ProgressBar(total=size, unit="B", unit_scale=True, desc="digest") as bar:
@@ -96,7 +100,9 @@ def find_table(root: Path, name: str | None) -> Path:
         if not is_below(name) or not (root / name).is_file():
             raise UserError(f"{root} does not contain the table {name}")
         return root / name
-    tables = sorted(path for path in root.iterdir() if path.suffix.lower() in READERS and path.name[0] != ".")
+    tables = sorted(
+        path for path in root.iterdir() if path.suffix.lower() in READERS and path.name[0] != "." and path.is_file()
+    )
     if len(tables) == 1:
         return tables[0]
     found = ", ".join(path.name for path in tables) or "none"
@@ -199,8 +205,15 @@ def read_utf8(table: Path) -> str:
 
 
 def read_tsv_table(table: Path) -> tuple[list[str], list[Line], list[BadLine]]:
-    header, rows, bad_lines = read_tsv(table.read_bytes())
-    return header, [(number, dict(zip(header, values, strict=True))) for number, values in rows], bad_lines
+    rows, bad_lines = list[Line](), list[BadLine]()
+    with table.open("rb") as file:
+        header, lines = read_tsv(file)
+        for number, values in lines:
+            if isinstance(values, str):
+                bad_lines.append((number, values))
+            else:
+                rows.append((number, dict(zip(header, values, strict=True))))
+    return header, rows, bad_lines
 
 
 def read_csv_table(table: Path) -> tuple[list[str], list[Line], list[BadLine]]:
@@ -241,7 +254,7 @@ def read_jsonl_table(table: Path) -> tuple[list[str], list[Line], list[BadLine]]
         try:
             values = {key.strip().lower(): value for key, value in json.loads(line).items()}
             "".join(map(str, values.values())).encode()  # JSON can spell half a character, which no file can hold
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             bad_lines.append((number, f"not a JSON object: {error}"))
             continue
         header |= dict.fromkeys(values)

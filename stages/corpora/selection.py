@@ -6,11 +6,12 @@ Every row ends as a clip or as a Drop, so that rows in = clips out + drops.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from stages.asr.audio import AudioError, TooLongError, decode_audio
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
@@ -20,6 +21,7 @@ from stages.runtime.pool import parallel_map
 from stages.runtime.progress import ProgressBar
 
 UNKNOWN_SPEAKER = "unknown"  # the speaker of a clip where the table names none
+MAX_LINE = 1_000_000  # bytes of a table's line; sentences have hundreds
 MAX_NAME = 100  # characters of an id that stem from the file's name
 
 BadLine = tuple[int, str]  # the number of a table's line that cannot be read, and why
@@ -40,24 +42,40 @@ def drop_row(split: str, row: TableRow, reason: str, detail: str = "") -> Drop:
     return Drop(split, clean_text(row.path) or row.place, reason, clean_text(detail) or row.place)
 
 
-def read_tsv(data: bytes) -> tuple[list[str], list[tuple[int, list[str]]], list[BadLine]]:
-    """An unquoted TSV: its columns in lower case, its rows with their line numbers, and the lines that are no rows."""
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    header = [name.strip().lower() for name in lines[0].decode(errors="replace").split("\t")]
-    rows, bad_lines = [], []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        try:
-            values = line.decode().removesuffix("\r").split("\t")
-        except UnicodeDecodeError:
-            bad_lines.append((number, "not in UTF-8"))
-            continue
-        if len(values) == len(header):
-            rows.append((number, values))
-        else:
-            bad_lines.append((number, f"{len(values)} columns, expected {len(header)}"))
-    return header, rows, bad_lines
+def read_tsv(file: IO[bytes]) -> tuple[list[str], Iterator[tuple[int, list[str] | str]]]:
+    """An unquoted TSV: its columns in lower case, and of each line its number with its values, or why it is no row.
+
+    Lines are read as they are asked for: the largest of Common Voice's tables would take gigabytes.
+    """
+    lines = read_lines(file)
+    header = (next(lines, None) or b"").removeprefix(b"\xef\xbb\xbf").decode(errors="replace")
+    columns = [name.strip().lower() for name in header.split("\t")]
+
+    def rows() -> Iterator[tuple[int, list[str] | str]]:
+        for number, line in enumerate(lines, start=2):
+            if line is None:
+                yield number, f"longer than {MAX_LINE:,} bytes"
+            elif line.strip():
+                try:
+                    values = line.decode().removesuffix("\r").split("\t")
+                except UnicodeDecodeError:
+                    yield number, "not in UTF-8"
+                    continue
+                yield (
+                    number,
+                    values if len(values) == len(columns) else f"{len(values)} columns, expected {len(columns)}",
+                )
+
+    return columns, rows()
+
+
+def read_lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """Lines without their ends; None in place of one longer than MAX_LINE, of which no more is kept."""
+    while line := file.readline(MAX_LINE):
+        whole = line.endswith(b"\n") or len(line) < MAX_LINE
+        yield line.removesuffix(b"\n") if whole else None
+        while not whole and (rest := file.readline(MAX_LINE)):
+            whole = rest.endswith(b"\n")
 
 
 def filter_rows(split: str, rows: Iterable[TableRow]) -> tuple[list[TableRow], list[Drop]]:
