@@ -38,7 +38,8 @@ TABLE_COLUMNS = ["path", "text", "speaker", "source", "consent"]
 READ_ALOUD, CORRECTED = "read aloud", "corrected"  # where a clip's text comes from
 MIN_SECONDS = 0.3
 MAX_CHARACTERS = 448  # of a text: Whisper's labels hold so many tokens, and few are shorter than a letter
-SPEAKER_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+FORMULA_SIGNS = "=+-@ "  # that begin a formula, where somebody opens the table in a spreadsheet, and are never spoken
+SPEAKER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{7,63}")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,11 @@ def save_clip(folder: Path, audio: Path, text: str, speaker: str, source: str, c
             name = f"clips/{uuid.uuid4().hex}{suffix(audio.name)}"
             copy_aside(audio, folder / name)
             rows.append([name, text, speaker, source, clean_line(consent)])
-            write_table(folder / TABLE, TABLE_COLUMNS, rows)
+            try:
+                write_table(folder / TABLE, TABLE_COLUMNS, rows)
+            except BaseException:  # a disk that is full: no clip without its row
+                (folder / name).unlink()
+                raise
             if not is_trained_on(folder, download):
                 return Saved(len(rows), training_command(folder))
             pin_digest(folder, params)
@@ -99,7 +104,7 @@ def clean_line(text: str) -> str:
 
 def validated_text(text: str) -> str:
     """The text as it is kept; raises UserError where it says nothing, or too much for one clip."""
-    text = clean_line(text)
+    text = clean_line(text).lstrip(FORMULA_SIGNS)
     if not normalise(text):
         raise UserError("The recording was not saved: write what is said in it")
     if len(text) > MAX_CHARACTERS:

@@ -13,6 +13,7 @@ from gradio.utils import get_upload_folder
 
 from app.texts import KEY_PREFIX, format_time, preferred_language, translate
 from app.transcriber import OvertimeError
+from app.turns import QueueFullError
 from stages.runtime.errors import UserError
 
 # Options of event listeners. gradio's own preprocessing leaves files behind; what it would check, ``upload_path`` does.
@@ -30,6 +31,11 @@ def localized(key: str) -> I18nData:
 
 def request_language(request: gr.Request) -> str:
     return preferred_language(request.headers.get("accept-language"))
+
+
+def request_client(request: gr.Request) -> str:
+    """The address of whoever asks."""
+    return request.client.host if request.client else ""
 
 
 def upload_path(file: object, language: str = "en") -> Path:
@@ -50,6 +56,8 @@ def as_gradio_errors(language: str) -> Iterator[None]:
         yield
     except gr.Error:
         raise
+    except QueueFullError:
+        raise gradio_error(translate(language, "queue_full"), language) from None
     except OvertimeError as error:
         raise gradio_error(translate(language, "timeout", limit=format_time(error.seconds)), language) from None
     except UserError as error:

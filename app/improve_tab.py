@@ -45,7 +45,7 @@ class ImproveHandlers:
         """Add a clip, and go on to the next sentence."""
         language = request_language(request)
         with as_gradio_errors(language):
-            for given, missing in ((consent, "no_consent"), (file, "no_recording"), (text.strip(), "no_words")):
+            for given, missing in ((consent is True, "no_consent"), (file, "no_recording"), (text.strip(), "no_words")):
                 if not given:
                     raise UserError(translate(language, missing))
             path = upload_path(file, language)

@@ -16,7 +16,16 @@ from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, travers
 
 from app import video
 from app.comparison import mark_differences
-from app.events import PRIVATE, UNQUEUED, Upload, as_gradio_errors, localized, request_language, upload_path
+from app.events import (
+    PRIVATE,
+    UNQUEUED,
+    Upload,
+    as_gradio_errors,
+    localized,
+    request_client,
+    request_language,
+    upload_path,
+)
 from app.formats import as_srt, as_txt, as_vtt
 from app.improve_tab import build_improve_tab
 from app.models import Models
@@ -31,6 +40,7 @@ from app.rendering import (
 )
 from app.texts import format_time, translate
 from app.transcriber import FetchAudio, Transcriber, TranscriptionProgress
+from app.turns import Turns
 from stages.asr.mel import MAX_SECONDS
 from stages.asr.transcription import Segment
 from stages.params import App
@@ -39,24 +49,25 @@ from stages.runtime.errors import UserError
 FORMATS = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt}
 PAGE_SECONDS = 0.3  # between two updates of the page
 API_SECONDS = 1  # between two answers to a program
-KEEP_SECONDS = 3600  # that a file stays, beyond what one transcription may take
-SWEEP_SECONDS = 600
 MAX_STEM = 100  # characters of an upload's name in those of its text
 SPEAKER_STORAGE: dict[str, Any] = {  # no secret: the id means nothing to anybody else
     "storage_key": "viska-speaker",
     "secret": "viska",
 }
+FORGED = "This is not what the page sends: reload it and try again."
 HIDDEN = gr.update(visible=False)
 SMALL_BUTTON: dict[str, Any] = {"interactive": False, "size": "sm", "min_width": 48}
 COPY_JS = (
     "() => navigator.clipboard.writeText([...document.querySelectorAll('#%s span')].map(e => e.innerText).join(' '))"
 )
-TRANSCRIBE_QUEUE = "transcribe"  # of all that decodes, whoever asks for it
 Update = dict[Any, Any]  # new values by component
 
 
 class OfflineBlocks(gr.Blocks):
-    """Blocks that fetch nothing: gradio else reads a file named by an address from that address."""
+    """Blocks that fetch nothing, for gradio else reads a file named by an address from that address.
+
+    What no page of ours sends is refused in a sentence: gradio would log a traceback for each.
+    """
 
     async def preprocess_data(self, block_fn: BlockFunction, inputs: list, *rest: Any, **more: Any) -> list:
         def refuse(file: dict) -> dict:
@@ -64,8 +75,26 @@ class OfflineBlocks(gr.Blocks):
                 raise gr.Error("Send a file, not its address.", print_exception=False)
             return file
 
-        traverse(inputs, refuse, is_file_obj_with_meta)
-        return await super().preprocess_data(block_fn, inputs, *rest, **more)
+        if block_fn.fn is None or not all(map(is_fitting, block_fn.inputs, inputs)):
+            raise gr.Error(FORGED, print_exception=False)
+        try:
+            traverse(inputs, refuse, is_file_obj_with_meta)
+            return await super().preprocess_data(block_fn, inputs, *rest, **more)
+        except gr.Error:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise gr.Error(FORGED, print_exception=False) from None
+
+
+def is_fitting(component: object, value: object) -> bool:
+    """Whether a value is of the kind that a component has."""
+    if isinstance(component, gr.Checkbox):
+        return isinstance(value, bool)
+    if isinstance(component, gr.Audio | gr.File):
+        return value is None or (isinstance(value, dict) and isinstance(value.get("path"), str))
+    if isinstance(component, gr.Dropdown | gr.Textbox | gr.BrowserState):
+        return isinstance(value, str)
+    return True
 
 
 def build_page(
@@ -82,9 +111,9 @@ def build_page(
     first: the version that is chosen at the beginning, by default the first one. corpus: where "Improve it" puts clips;
     None leaves that part out. params: pins them. examples: audio files to click on. fetch_audio: of a video.
     """
-    transcriber, first = Transcriber(models, settings, fetch_audio), first or models.versions[0].name
-    keep = SWEEP_SECONDS, settings.timeout_seconds + KEEP_SECONDS
-    with OfflineBlocks(title="viska", analytics_enabled=False, delete_cache=keep) as page:
+    transcriber = Transcriber(models, settings, fetch_audio, Turns(settings.queue))
+    first = first or models.versions[0].name
+    with OfflineBlocks(title="viska", analytics_enabled=False) as page:
         gr.Markdown(localized("title"), elem_id="title")
         gr.Markdown(localized("intro"))
         last = gr.State(None)  # the path and text of the newest short recording, to be corrected
@@ -110,7 +139,7 @@ def build_transcribe_tab(
         with gr.Column(scale=3, min_width=300):
             view = TranscriptionView(last)
     page.load(view.show_ready, None, view.status, **UNQUEUED)
-    how: dict[str, Any] = {"concurrency_id": TRANSCRIBE_QUEUE, "show_progress_on": view.status, **PRIVATE}
+    how: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": view.status, **PRIVATE}
     running = []
     for source, button, missing in sources:
         queued = button.click(view.show_waiting, None, [view.status, view.stop], **UNQUEUED)
@@ -269,7 +298,7 @@ def transcribe_handler(
                 recording = given_source(source, language, missing)
                 yield view.show_start(names, language)
                 updated, progress = time.monotonic(), TranscriptionProgress()
-                for progress in transcriber.transcribe(names, recording):
+                for progress in transcriber.transcribe(names, recording, request_client(request)):
                     if time.monotonic() - updated > PAGE_SECONDS:
                         yield view.show_progress(progress, language, names)
                         updated = time.monotonic()
@@ -292,11 +321,13 @@ def given_source(value: Upload | str | None, language: str, missing: str) -> Pat
 def add_api(transcriber: Transcriber, first: str) -> None:
     """The endpoints /transcribe and /models of ``gradio_client``."""
 
-    def transcribe(file: gr.FileData, model: str = first) -> Iterator[dict]:
+    def transcribe(request: gr.Request, file: gr.FileData, model: str = first) -> Iterator[dict]:
         """The text of an audio or video file, and its segments with their times in seconds, as they come."""
         with as_gradio_errors("en"):
+            if not isinstance(model, str):
+                raise UserError("model is the name of a version: see /models")
             answered = time.monotonic()
-            for progress in transcriber.transcribe([model], upload_path(file)):
+            for progress in transcriber.transcribe([model], upload_path(file), request_client(request)):
                 if time.monotonic() - answered > API_SECONDS:
                     yield api_result(model, progress)
                     answered = time.monotonic()
@@ -307,7 +338,7 @@ def add_api(transcriber: Transcriber, first: str) -> None:
         keys = "name", "commit", "wer", "wer_low", "wer_high", "data", "untrained"
         return [{key: getattr(version, key) for key in keys} for version in transcriber.models.versions]
 
-    gr.api(transcribe, api_name="transcribe", concurrency_id=TRANSCRIBE_QUEUE)
+    gr.api(transcribe, api_name="transcribe", concurrency_limit=None)
     gr.api(list_models, api_name="models", queue=False)
 
 

@@ -68,7 +68,9 @@ def status_html(text: str) -> str:
 def progress_html(progress: TranscriptionProgress, language: str) -> str:
     """How far it has come, as a line of text over a bar, which has no end where that is not known."""
     share, text = None, translate(language, "loading")
-    if progress.step == "downloading":
+    if progress.step == "waiting":
+        text = translate(language, "place", place=progress.ahead, seconds=max(round(progress.wait_seconds), 1))
+    elif progress.step == "downloading":
         share = progress.downloaded
         text = translate(language, "downloading", percent=round(100 * share))
     elif progress.step == "transcribing" and progress.total_seconds:

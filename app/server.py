@@ -6,14 +6,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import gradio
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.guard import KEEP_SECONDS, Guard, UploadFolder, Visitors, host_name
 from app.texts import browser_texts
+from app.transcriber import MEGABYTE
 from stages.params import App
 from stages.runtime.errors import UserError
 
@@ -33,11 +36,13 @@ API_CALLS = {
 }
 API_CALLS |= {"queue", "run", "call", "login_check", "user"}
 MAX_SESSIONS = 100  # whose state is kept; beyond, whoever was away longest has no last transcript to correct
+SPARE_THREADS = 24  # for all else that the page does
 SECURITY_HEADERS = {
     # A page that asks no other host, whatever a text or a library puts into it.
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
-    "font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; form-action 'self'",
+    "font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; form-action 'self'; "
+    "base-uri 'self'; object-src 'none'; frame-ancestors {frames}",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
@@ -46,8 +51,10 @@ SECURITY_HEADERS = {
 class AddressFilter:
     """ASGI middleware: 404 for every address that the page does not need, and headers that bind the browser."""
 
-    def __init__(self, app: ASGIApp):
+    def __init__(self, app: ASGIApp, frames: str):
+        """frames: whose pages may show this one within theirs."""
         self.app = app
+        self.headers = [(name.encode(), text.format(frames=frames).encode()) for name, text in SECURITY_HEADERS.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,8 +62,7 @@ class AddressFilter:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                extra = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
-                message["headers"] = [*message["headers"], *extra]
+                message["headers"] = [*message["headers"], *self.headers]
             await send(message)
 
         app = self.app if is_allowed(scope["path"]) else PlainTextResponse("There is nothing at this address.", 404)
@@ -93,16 +99,23 @@ def private_folder() -> Iterator[Path]:
 @contextmanager
 def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: bool) -> Iterator[str]:
     """The page on a port; gives its address. Raises UserError where the port is taken."""
-    page.queue(max_size=settings.queue, default_concurrency_limit=2, api_open=False)
+    page.queue(max_size=None, api_open=False)
+    visitors = Visitors.of_server(host, share, settings)
+    folder = UploadFolder(
+        Path(get_upload_folder()), settings.quota_megabytes * MEGABYTE, settings.timeout_seconds + KEEP_SECONDS
+    )
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # of uvicorn, which else believes them of every program on this computer
+    guard = Middleware(Guard, visitors=visitors, folder=folder, max_upload=settings.max_megabytes * MEGABYTE)
     try:
         _, local_url, share_url = page.launch(
             server_name=host,
             server_port=port,
             share=share,
             state_session_capacity=MAX_SESSIONS,
+            max_threads=settings.queue + SPARE_THREADS,  # whoever waits holds one
             quiet=True,
             prevent_thread_lock=True,
-            max_file_size=settings.max_megabytes * 1_000_000,
+            max_file_size=settings.max_megabytes * MEGABYTE,
             allowed_paths=[],
             show_error=False,
             enable_monitoring=False,
@@ -114,7 +127,7 @@ def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: 
             i18n=gradio.I18n(**browser_texts()),
             theme=page_theme(),
             css_paths=STYLESHEET,
-            app_kwargs={"middleware": [Middleware(AddressFilter)]},
+            app_kwargs={"middleware": [Middleware(AddressFilter, frames=visitors.frames), guard]},
         )
     except OSError as error:
         if error.errno not in (None, errno.EADDRINUSE, errno.EACCES):
@@ -122,8 +135,11 @@ def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: 
         raise UserError(
             f"port {port} on {host} is not available: another program may be using it; choose one with --port"
         ) from None
+    if share_url:
+        visitors.names.add(host_name(urlsplit(share_url).netloc))
     try:
-        yield share_url or local_url
+        with folder.swept():
+            yield share_url or local_url
     finally:
         page.close(verbose=False)
 

@@ -30,6 +30,8 @@ ENGLISH = {
     # Answers to what somebody did.
     "ready": "The text will appear here.",
     "waiting": "Waiting in the queue …",
+    "place": "Waiting: number {place} in the queue, about {seconds} s …",
+    "queue_full": "The queue is full: try again in a minute.",
     "loading": "Loading the model …",
     "downloading": "Downloading the video's audio … {percent} %",
     "transcribed": "{time} transcribed",
@@ -87,6 +89,8 @@ SWEDISH = {
     "save": "Spara inspelningen",
     "ready": "Texten kommer att stå här.",
     "waiting": "Väntar på tur …",
+    "place": "Väntar: nummer {place} i kön, omkring {seconds} s …",
+    "queue_full": "Kön är full: försök igen om en minut.",
     "loading": "Laddar modellen …",
     "downloading": "Hämtar videons ljud … {percent} %",
     "transcribed": "{time} transkriberat",

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from app import video
 from app.models import Models
+from app.turns import Turns
 from stages.asr.model import SpeechModel
 from stages.asr.recording import Recording, open_recording
 from stages.asr.transcription import Segment, transcribe
@@ -42,7 +42,9 @@ class OvertimeError(UserError):
 class TranscriptionProgress:
     """How far it has come: one object that changes from step to step."""
 
-    step: str = "loading"  # downloading | loading | transcribing
+    step: str = "loading"  # waiting | downloading | loading | transcribing
+    ahead: int = 0  # who come first while it waits
+    wait_seconds: float = 0.0  # about as long
     downloaded: float = 0.0  # share of the video's audio
     seconds: float = 0.0  # of the recording, transcribed by every model
     total_seconds: float | None = None  # where the recording says
@@ -55,15 +57,30 @@ class Transcriber:
 
     models: Models
     settings: App
-    fetch_audio: FetchAudio = video.fetch_audio
+    fetch_audio: FetchAudio
+    turns: Turns
 
-    def transcribe(self, names: list[str], source: Path | str) -> Iterator[TranscriptionProgress]:
-        """Transcribe a recording, or a video by its address (str), with these models at once.
+    def transcribe(self, names: list[str], source: Path | str, client: str = "") -> Iterator[TranscriptionProgress]:
+        """Transcribe a recording, or a video by its address (str), with these models at once, when it is its turn.
 
-        Raises UserError where a model, the video or the recording is unavailable, and OvertimeError.
+        client: the address of whoever asks. Raises UserError where a model, the video or the recording is unavailable,
+        QueueFullError, and OvertimeError.
         """
-        deadline = time.monotonic() + self.settings.timeout_seconds
         progress = TranscriptionProgress(segments=[[] for _ in names])
+        turn = self.turns.join(client)
+        try:
+            while ahead := self.turns.ahead(turn):
+                progress.step, progress.ahead, progress.wait_seconds = "waiting", ahead, self.turns.seconds(ahead)
+                yield progress
+                time.sleep(POLL_SECONDS)
+            yield from self.transcribe_now(names, source, progress)
+        finally:
+            self.turns.leave(turn)
+
+    def transcribe_now(
+        self, names: list[str], source: Path | str, progress: TranscriptionProgress
+    ) -> Iterator[TranscriptionProgress]:
+        deadline = time.monotonic() + self.settings.timeout_seconds
         folder = Path(tempfile.mkdtemp(prefix="viska-video-"))
         steps = self.steps(names, source, folder, progress)
         try:

@@ -2,10 +2,11 @@
 
 import difflib
 from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -243,10 +244,19 @@ class Checkpoints(Section):
     mirror: Annotated[str, Field(min_length=1)] | None
 
 
+def check_network(text: str) -> str:
+    """An address, or a network as 10.0.0.0/8; raises ValueError."""
+    ip_network(text, strict=False)
+    return text
+
+
 class App(Section):
     models_in_memory: Count
     max_seconds: Count
     max_megabytes: Count
+    quota_megabytes: Count
+    hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")]]
+    proxies: list[Annotated[str, AfterValidator(check_network)]]
     queue: Count
     timeout_seconds: Count
     recordings: Annotated[str, Field(min_length=1)] | None

@@ -1,5 +1,6 @@
 """Clips that people give, as the download stage's ``folder`` corpus reads them."""
 
+import errno
 import re
 import shutil
 import subprocess
@@ -292,3 +293,24 @@ def test_sentences_are_fit_to_be_read():
         assert all(text[-1] in ".?!" for text in texts)
     swedish = "".join(SENTENCES["sv"]).lower()
     assert min(swedish.count(letter) for letter in "åäöcghjklmnprstvxy") > 0
+
+
+def test_a_disk_that_is_full_leaves_no_clip_without_its_row(save, folder, monkeypatch):
+    save(1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(corpus, "write_table", full)  # the last thing that is written
+    with pytest.raises(UserError, match=r"was not saved: .* cannot be written: No space left on device"):
+        save(2)
+    monkeypatch.undo()
+    assert len(list((folder / "clips").iterdir())) == len(corpus.read_recordings(folder)) == 1
+    assert save(2).n_clips == 2
+
+
+@pytest.mark.parametrize("text", ["=1+1 ett", "+ett", "-ett", "@ett", " = -ett", '=HYPERLINK("http://x") ett'])
+def test_no_text_is_a_formula_of_a_spreadsheet(save, folder, text):
+    save(1, text=text)
+    (row,) = corpus.read_recordings(folder)
+    assert row[1][0] not in "=+-@" and row[1].endswith("ett")

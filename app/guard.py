@@ -1,0 +1,369 @@
+"""What comes to the demo's server at all: whose page asks, how much is sent, how fast, and what stays on the disk.
+
+An ASGI layer around gradio, which lets every page of the Internet drive a server on localhost, reads bodies of any
+size, and keeps what is left of uploads that broke off. What is refused gets one sentence; nothing of it stays.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.turns import OWN_COMPUTER
+from stages.params import App
+
+MAX_BODY = 1_000_000  # bytes of what is no upload: a page's events have hundreds
+MAX_DEPTH = 64  # of brackets in it
+MAX_FORM = 100_000  # bytes of an upload beside its file
+MAX_PARTS = 8  # of an upload; the page and gradio_client send one file each
+UPLOAD_PATH = "/gradio_api/upload"
+BODY_SECONDS = 20.0  # for a whole body, and for each next piece of an upload
+SLOWEST = 20_000  # bytes a second that an upload has in the mean
+UPLOADS_OF_ONE = 6  # of one visitor at once; more of them wait
+SHARE_OF_ONE = 4  # a visitor may hold so much of the quota, its quarter
+SPARE_BYTES = 200_000_000  # of the disk that uploads leave free
+SWEEP_SECONDS = 30.0
+PARTIAL_SECONDS = 120.0  # after which an upload's own file that no longer grows is of one that broke off
+KEEP_SECONDS = 3600  # that a file stays, beyond what one transcription may take
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK_NETWORKS = ("127.0.0.0/8", "::1/128")  # where gradio's tunnel of --share ends
+FORWARDED = (b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-for", b"x-forwarded-port", b"forwarded")
+
+
+log = logging.getLogger(__name__)
+
+
+class RefusedError(Exception):
+    """What is told, with its status."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+
+
+@dataclass
+class UploadFolder:
+    """The folder of all uploads, bounded as a whole, by visitor, and by what the disk has.
+
+    gradio writes an upload as a file in it, and moves it to a folder of its own when it is whole.
+    """
+
+    path: Path
+    quota: int  # bytes
+    keep: float  # seconds
+    coming: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # bytes on their way, by visitor
+    owned: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
+
+    @contextlib.contextmanager
+    def room(self, client: str, size: int) -> Iterator[None]:
+        """Hold room for an upload while it comes; raises RefusedError where there is none."""
+        held = sum(map(file_size, self.owned[client])) + self.coming[client] + size
+        if client not in OWN_COMPUTER and held > max(self.quota // SHARE_OF_ONE, size):
+            raise RefusedError(429, "You have many files here already: try again in an hour.")
+        coming = sum(self.coming.values()) + size
+        if self.used() + coming > self.quota:
+            raise RefusedError(507, "The server holds as many files as it may: try again in some minutes.")
+        if shutil.disk_usage(self.path).free < coming + SPARE_BYTES:
+            raise RefusedError(507, "The server's disk is full: try again in some minutes.")
+        self.coming[client] += size
+        try:
+            yield
+        finally:
+            self.coming[client] -= size
+
+    def used(self) -> int:
+        """Bytes of what is whole, and of what broke off; what is still coming is held room for."""
+        now = time.time()
+        return sum(
+            file_size(path)
+            for path in self.path.rglob("*")
+            if path.parent != self.path or age(path, now) > PARTIAL_SECONDS
+        )
+
+    def sweep(self) -> None:
+        """Delete what is old or broke off, and folders that became empty."""
+        now = time.time()
+        for path in sorted(self.path.rglob("*"), reverse=True):  # what a folder holds before itself
+            with contextlib.suppress(OSError):
+                if path.is_dir() and not path.is_symlink():
+                    if age(path, now) > PARTIAL_SECONDS:
+                        path.rmdir()
+                elif age(path, now) > (PARTIAL_SECONDS if path.parent == self.path else self.keep):
+                    path.unlink()
+        for client in list(self.owned):
+            self.owned[client] = [path for path in self.owned[client] if path.exists()]
+            if not self.owned[client]:
+                del self.owned[client]
+
+    @contextlib.contextmanager
+    def swept(self) -> Iterator[None]:
+        """Sweep now and then."""
+        over = threading.Event()
+
+        def go() -> None:
+            while not over.wait(SWEEP_SECONDS):
+                self.sweep()
+
+        threading.Thread(target=go, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+
+def file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
+
+
+def age(path: Path, now: float) -> float:
+    """Seconds since a file changed."""
+    try:
+        return now - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+@dataclass
+class Visitors:
+    """Who may ask, by the names that the page goes by.
+
+    names: of this server, in lower case. any_address: it listens to other computers, so that an address is a name too.
+    any_name: there is nothing to guard by name, as in a Space, whose proxy decides. proxies: networks whose word on the
+    visitor and on the name counts. frames: whose pages may show this one within theirs, as a content security policy
+    says it.
+    """
+
+    names: set[str]
+    proxies: list[str] = field(default_factory=list)
+    any_address: bool = False
+    any_name: bool = False
+    frames: str = "'self'"
+
+    @classmethod
+    def of_server(cls, host: str, share: bool, settings: App) -> "Visitors":
+        """Those of a server that listens on an address; in a Space those of the Space's own page."""
+        names = {*LOOPBACK, host.lower(), *map(str.lower, settings.hosts)}
+        if space := os.environ.get("SPACE_HOST"):
+            return cls({*names, space.lower()}, any_name=True, frames="'self' https://huggingface.co")
+        if host in LOOPBACK:
+            return cls(names, settings.proxies + list(LOOPBACK_NETWORKS) * share)
+        own = socket.gethostname().lower()
+        return cls({*names, own, f"{own}.local"}, settings.proxies + list(LOOPBACK_NETWORKS) * share, any_address=True)
+
+    def seen(self, scope: Scope) -> Scope:
+        """The request as it is known to be: forwarded headers count from a proxy alone."""
+        client = (scope.get("client") or ("", 0))[0]
+        if not self.is_proxy(client):
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() not in FORWARDED]
+            return {**scope, "headers": headers}
+        chain = [part.strip() for part in Headers(scope=scope).get("x-forwarded-for", "").split(",") if part.strip()]
+        beyond = chain if self.any_name else [address for address in chain if not self.is_proxy(address)][-1:]
+        visitor = next(iter(beyond), client)
+        return {**scope, "client": (visitor, 0)}
+
+    def is_proxy(self, address: str) -> bool:
+        if self.any_name:
+            return True
+        try:
+            return any(ip_address(address) in ip_network(proxy, strict=False) for proxy in self.proxies)
+        except ValueError:
+            return False
+
+    def check(self, scope: Scope) -> None:
+        """Raise RefusedError where another page asks, or the page under a name that is not this server's.
+
+        A name of somebody's own may lead to 127.0.0.1, and make this page its own (DNS rebinding); an address cannot.
+        """
+        headers = Headers(scope=scope)
+        host = headers.get("x-forwarded-host") or headers.get("host") or ""
+        name = host_name(host)
+        if not (self.any_name or name in self.names or (self.any_address and is_address(name))):
+            raise RefusedError(403, f"This page does not go by the name {name[:80]!r}: see app.hosts in params.yaml.")
+        origin = headers.get("origin")
+        if origin is None:
+            return
+        theirs = origin.partition("://")[2].lower()
+        if theirs != host.lower() and host_name(theirs) not in self.names - set(LOOPBACK):
+            raise RefusedError(403, "Another page may not use this one.")
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without its port: ``localhost`` of ``localhost:7860``, ``::1`` of ``[::1]:7860``."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower().rstrip(".")
+    except ValueError:
+        return ""
+
+
+def is_address(name: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(ip_address(name))
+    return False
+
+
+class Guard:
+    """The ASGI layer: what it lets in, gradio answers."""
+
+    def __init__(self, app: ASGIApp, visitors: Visitors, folder: UploadFolder, max_upload: int):
+        """max_upload: bytes of a file."""
+        self.app, self.visitors, self.folder, self.max_upload = app, visitors, folder, max_upload
+        self.uploading: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(UPLOADS_OF_ONE))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        begun = False
+
+        async def answer(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        scope, refusal = self.visitors.seen(scope), None
+        try:
+            self.visitors.check(scope)
+            if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+                await self.app(scope, receive, answer)
+            elif scope["path"].rstrip("/") == UPLOAD_PATH:
+                await self.take_upload(scope, receive, answer)
+            else:
+                await self.app(scope, replay(await read_body(receive), receive), answer)
+        except RefusedError as error:
+            refusal = error
+        except ClientDisconnect:  # whoever went away needs no answer, and the log no traceback
+            return
+        except Exception as error:  # gradio's routes raise anything for what no page sends
+            log.warning("a request to %s failed: %r", scope["path"][:80], error)
+            refusal = RefusedError(400, "The request is not as this page sends it.")
+        if refusal and not begun:
+            await PlainTextResponse(refusal.sentence, refusal.status, {"connection": "close"})(scope, receive, send)
+
+    async def take_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let an upload in as it comes; what its visitor sends beside it waits."""
+        client, headers = scope["client"][0] if scope["client"] else "", Headers(scope=scope)
+        size = headers.get("content-length", "")
+        if not size.isdecimal():
+            raise RefusedError(411, "An upload has to say how long it is.")
+        if int(size) > self.max_upload + MAX_FORM:
+            raise RefusedError(
+                413, f"A file may have {self.max_upload // 1_000_000} MB: send a shorter one, or as mp3."
+            )
+        boundary = headers.get("content-type", "").partition("boundary=")[2].strip('"; ').encode()
+        async with self.uploading[client]:
+            with self.folder.room(client, int(size)):
+                upload = Upload(receive, send, int(size), boundary)
+                try:
+                    await self.app(scope, upload.receive, upload.send)
+                except ClientDisconnect:
+                    if upload.refusal:
+                        raise upload.refusal from None
+                    raise
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    self.folder.sweep()
+                    raise RefusedError(507, "The server's disk is full: try again in some minutes.") from None
+                self.folder.owned[client] += upload.paths()
+
+
+class Upload:
+    """One upload as it comes: it may not be slow, nor have many parts, and its answer says where its files lie."""
+
+    def __init__(self, receive: Receive, send: Send, size: int, boundary: bytes):
+        self.read, self.answer = receive, send
+        self.boundary, self.tail, self.parts = boundary, b"", 0
+        self.deadline = time.monotonic() + BODY_SECONDS + size / SLOWEST
+        self.refusal: RefusedError | None = None
+        self.body, self.status = b"", 0
+
+    async def receive(self) -> Message:
+        """The next piece, or a disconnection where it is refused, so that gradio ends."""
+        try:
+            async with asyncio.timeout(min(BODY_SECONDS, max(self.deadline - time.monotonic(), 0))):
+                message = await self.read()
+        except TimeoutError:
+            return self.refuse(RefusedError(408, "The upload came too slowly: try again."))
+        if self.boundary and message["type"] == "http.request":
+            piece = self.tail + message.get("body", b"")
+            self.parts += piece.count(self.boundary)
+            self.tail = piece[-len(self.boundary) + 1 :] if len(self.boundary) > 1 else b""
+            if self.parts > MAX_PARTS + 1:
+                return self.refuse(RefusedError(413, f"An upload may have {MAX_PARTS} files: send them one by one."))
+        return message
+
+    def refuse(self, refusal: RefusedError) -> Message:
+        self.refusal = refusal
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif len(self.body) < MAX_FORM:
+            self.body += message.get("body", b"")
+        await self.answer(message)
+
+    def paths(self) -> list[Path]:
+        """Where gradio put the files."""
+        if self.status != 200:
+            return []
+        with contextlib.suppress(ValueError, TypeError):
+            return [Path(path) for path in json.loads(self.body)]
+        return []
+
+
+async def read_body(receive: Receive) -> bytes:
+    """A request's whole body; raises RefusedError where it is long, deep or slow, and ClientDisconnect."""
+    body, more = bytearray(), True
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > MAX_BODY:
+                    raise RefusedError(413, f"A request may have {MAX_BODY // 1000} kB.")
+    except TimeoutError:
+        raise RefusedError(408, "The request came too slowly: try again.") from None
+    if bracket_depth(bytes(body)) > MAX_DEPTH:
+        raise RefusedError(400, "The request's values are nested too deeply.")
+    return bytes(body)
+
+
+def bracket_depth(body: bytes) -> int:
+    """How deep brackets are nested in a text, those within its strings included."""
+    values = np.frombuffer(body, np.uint8)
+    steps = np.isin(values, list(b"[{")).astype(np.int32) - np.isin(values, list(b"]}"))
+    return int(np.cumsum(steps).max(initial=0))
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A body that was read, to be read again, and then what follows it."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def again() -> Message:
+        return next(messages, None) or await receive()
+
+    return again

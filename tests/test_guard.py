@@ -1,0 +1,372 @@
+"""What the demo's server lets in, by doing to it what an attacker would: on the loopback, with raw requests."""
+
+import http.client
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import soundfile
+from gradio.utils import get_upload_folder
+from gradio_client import handle_file
+from gradio_client.exceptions import AppError
+
+from app import guard
+from app.guard import MAX_BODY, MAX_DEPTH, PARTIAL_SECONDS, UploadFolder, Visitors, bracket_depth
+from app.models import Models
+from app.turns import AT_ONCE, WAITING_OF_ONE, QueueFullError, Turns
+from stages.params import App, load_params
+from tests.support.demo import PATIENCE, Demo, babbling_models, connect, serve, until
+from tests.support.material import ROOT, speech
+
+JOIN = "/gradio_api/queue/join"
+UPLOAD = "/gradio_api/upload"
+ELSEWHERE = "127.0.0.2"  # another visitor: all of 127.0.0.0/8 is this computer on Linux
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tiny) -> Models:
+    return babbling_models(tiny, tmp_path_factory.mktemp("models") / "repository")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, models) -> Iterator[Demo]:
+    with serve(models, tmp_path_factory.mktemp("demo"), max_megabytes=1, quota_megabytes=4) as demo:
+        yield demo
+
+
+@pytest.fixture(autouse=True)
+def emptied():
+    """Each test has the whole quota."""
+    yield
+    for path in Path(get_upload_folder()).rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+@pytest.fixture
+def settings() -> App:
+    return load_params(ROOT / "params.yaml").app
+
+
+def ask(demo: Demo, path: str, body: bytes = b"", client: str = "127.0.0.1", **headers: str) -> tuple[int, str]:
+    """The status and text of a request, a POST where it has a body; headers with _ for -."""
+    place = urlsplit(demo.url)
+    connection = http.client.HTTPConnection(place.hostname, place.port, PATIENCE, source_address=(client, 0))
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    connection.request("POST" if body else "GET", path, body or None, {"Content-Type": "application/json"} | named)
+    reply = connection.getresponse()
+    return reply.status, reply.read().decode(errors="replace")
+
+
+def event(demo: Demo, name: str, *data: object) -> bytes:
+    """What joins the queue for an endpoint."""
+    endpoints = json.loads(ask(demo, "/config")[1])["dependencies"]
+    (number,) = (each["id"] for each in endpoints if each["api_name"] == name)
+    return json.dumps({"data": data, "fn_index": number, "session_hash": secrets.token_hex(6)}).encode()
+
+
+def form(*contents: bytes, name: str = "a.wav") -> bytes:
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    return b"".join(head + content + b"\r\n" for content in contents) + b"--x--\r\n"
+
+
+def upload(demo: Demo, *contents: bytes, client: str = "127.0.0.1", **headers: str) -> tuple[int, str]:
+    kind = {"Content_Type": "multipart/form-data; boundary=x"}
+    return ask(demo, UPLOAD, form(*contents), client, **kind, **headers)
+
+
+def send_part(demo: Demo, head: str, body: bytes) -> socket.socket:
+    """Begin a request, and leave it there."""
+    place = urlsplit(demo.url)
+    connection = socket.create_connection((place.hostname, place.port), PATIENCE)
+    connection.sendall(f"{head}\r\nHost: {place.netloc}\r\n\r\n".encode() + body)
+    return connection
+
+
+# Whose page
+
+
+def test_only_the_page_itself_may_use_the_server(demo):
+    place = urlsplit(demo.url)
+    own = {"Host": place.netloc, "Origin": demo.url.rstrip("/")}
+    body = event(demo, "models")
+    assert ask(demo, JOIN, body, **own)[0] == 200
+    assert ask(demo, JOIN, body, Host=f"localhost:{place.port}", Origin=f"http://localhost:{place.port}")[0] == 200
+    assert ask(demo, JOIN, body)[0] == 200  # a program
+    for foreign in (
+        {"Host": f"evil.example:{place.port}"},
+        {"Host": f"127.0.0.1.evil.example:{place.port}"},
+        {"Host": f"evil.example:{place.port}", "Origin": f"http://evil.example:{place.port}"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": f"http://localhost:{place.port}"},  # another page of this computer, under the address's name
+        {"Origin": f"http://127.0.0.1:{place.port + 1}"},
+        {"Origin": "http://[bad"},
+        {"Host": "[bad"},
+    ):
+        headers = own | foreign
+        for status, text in (
+            ask(demo, JOIN, body, **headers),
+            upload(demo, b"RIFF", **headers),
+            ask(demo, "/config", **headers),
+        ):
+            assert status == 403 and len(text) < 200, headers
+
+
+def test_forwarded_headers_count_from_a_named_proxy_alone(demo, settings):
+    root = json.loads(ask(demo, "/config", X_Forwarded_Host="evil.example", X_Forwarded_Proto="https")[1])["root"]
+    assert "evil" not in root
+    headers = [(b"host", b"127.0.0.1:7860"), (b"x-forwarded-host", b"viska.example"), (b"x-forwarded-for", b"9.9.9.9")]
+    scope = {"type": "http", "client": ("10.1.2.3", 5), "headers": headers}
+    behind = settings.model_copy(update={"proxies": ["10.0.0.0/8"], "hosts": ["Viska.example"]})
+    trusting, other = Visitors.of_server("127.0.0.1", False, behind), Visitors.of_server("127.0.0.1", False, settings)
+    assert trusting.seen(scope)["client"][0] == "9.9.9.9"
+    trusting.check(trusting.seen(scope))
+    assert other.seen(scope)["client"][0] == "10.1.2.3"
+    assert [name for name, _ in other.seen(scope)["headers"]] == [b"host"]
+    forged = {**scope, "headers": [headers[0], (b"x-forwarded-host", b"evil.example")]}
+    with pytest.raises(guard.RefusedError, match=r"the name 'evil\.example': see app\.hosts"):
+        trusting.check(trusting.seen(forged))
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "allowed"),
+    [
+        ("127.0.0.1", "localhost:7860", True),
+        ("127.0.0.1", "[::1]:7860", True),
+        ("127.0.0.1", "192.168.1.5:7860", False),
+        ("0.0.0.0", "192.168.1.5:7860", True),  # no name that somebody could have lead here
+        ("0.0.0.0", "[fe80::1]:7860", True),
+        ("0.0.0.0", f"{socket.gethostname()}:7860", True),
+        ("0.0.0.0", "evil.example", False),
+        ("viska.lan", "VISKA.lan", True),
+        ("127.0.0.1", "", False),
+    ],
+)
+def test_names_of_a_server(settings, host, name, allowed):
+    visitors = Visitors.of_server(host, False, settings)
+    scope = {"type": "http", "client": ("192.168.1.9", 5), "headers": [(b"host", name.encode())]}
+    try:
+        visitors.check(visitors.seen(scope))
+    except guard.RefusedError:
+        assert not allowed
+    else:
+        assert allowed
+
+
+def test_a_space_is_its_own_page_in_a_frame_of_the_hub(settings, monkeypatch):
+    monkeypatch.setenv("SPACE_HOST", "you-viska.hf.space")
+    visitors = Visitors.of_server("0.0.0.0", False, settings)
+    assert visitors.frames == "'self' https://huggingface.co"
+    scope = {"type": "http", "client": ("10.0.0.1", 5)}
+    for host in (b"you-viska.hf.space", b"10.16.2.3:7860"):
+        headers = [
+            (b"host", host),
+            (b"origin", b"https://you-viska.hf.space"),
+            (b"x-forwarded-for", b"9.9.9.9, 10.1.1.1"),
+        ]
+        seen = visitors.seen({**scope, "headers": headers})
+        visitors.check(seen)
+        assert seen["client"][0] == "9.9.9.9"
+        with pytest.raises(guard.RefusedError, match="Another page"):
+            visitors.check({**scope, "headers": [(b"host", host), (b"origin", b"https://evil.example")]})
+
+
+def test_no_other_page_may_frame_this_one(demo):
+    place = urlsplit(demo.url)
+    connection = http.client.HTTPConnection(place.hostname, place.port, PATIENCE)
+    connection.request("GET", "/")
+    assert "frame-ancestors 'self'" in connection.getresponse().headers["content-security-policy"]
+
+
+# How much
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 30000000", "Transfer-Encoding: chunked"])
+def test_a_body_of_megabytes_is_not_read(demo, head):
+    piece = b"[]," * (MAX_BODY // 3 + 100)
+    chunked = "chunked" in head
+    body = (f"{len(piece):x}\r\n".encode() + piece + b"\r\n") if chunked else piece
+    with send_part(demo, f"POST {JOIN} HTTP/1.1\r\nContent-Type: application/json\r\n{head}", body) as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413")  # though the rest was never sent
+        assert ask(demo, "/config")[0] == 200  # and nobody waits for it
+
+
+def test_deep_values_are_refused(demo):
+    for deep in ("[" * (MAX_DEPTH + 1), '{"a":' * 5000):
+        assert ask(demo, JOIN, deep.encode()) == (400, "The request's values are nested too deeply.")
+    assert [bracket_depth(body) for body in (b"", b"[]", b"][", b'{"a": [1, {}]}', b"[][][]")] == [0, 1, 0, 3, 1]
+
+
+def test_what_no_page_sends_gets_a_sentence_and_no_traceback(demo, caplog, capfd):
+    odd: list[object] = [None, 5, "x", [], {}, {"path": 5}, True, [[1]], {"text": 1, "path": "/etc/passwd"}]
+    endpoints = json.loads(ask(demo, "/config")[1])["dependencies"]
+    for number, value in enumerate(odd):
+        for each in endpoints[number % 3 :: 3]:
+            hashed = secrets.token_hex(6)
+            data = [value] * len(each["inputs"])
+            body = json.dumps({"data": data, "fn_index": each["id"], "session_hash": hashed}).encode()
+            assert ask(demo, JOIN, body)[0] == 200
+            ask(demo, f"/gradio_api/queue/data?session_hash={hashed}")
+    unknown = json.dumps({"data": [], "fn_index": 9999, "session_hash": "a"}).encode()
+    assert ask(demo, JOIN, unknown) == (400, "The request is not as this page sends it.")
+    assert "Traceback" not in capfd.readouterr().err
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+# Uploads
+
+
+def partial_files() -> list[Path]:
+    return [path for path in Path(get_upload_folder()).iterdir() if path.is_file()]
+
+
+def test_an_upload_that_breaks_off_is_deleted_and_told_nobody(demo, caplog, capfd):
+    body = form(bytes(200_000))
+    head = f"POST {UPLOAD} HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}"
+    send_part(demo, head, body[:150_000]).close()
+    until(lambda: partial_files() != [])
+    folder = UploadFolder(Path(get_upload_folder()), 10**9, 3600)
+    (left,) = partial_files()
+    folder.sweep()
+    assert partial_files() == [left]  # it may still come
+    long_ago = time.time() - PARTIAL_SECONDS - 1
+    os.utime(left, (long_ago, long_ago))
+    assert folder.used() >= 60_000
+    folder.sweep()
+    assert partial_files() == [] and folder.used() == 0
+    assert upload(demo, b"RIFF")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err and not [each for each in caplog.records if each.exc_info]
+
+
+def test_old_files_go_and_their_folders(tmp_path):
+    old, new = tmp_path / "a/old.wav", tmp_path / "b/new.wav"
+    for path in (old, new):
+        path.parent.mkdir()
+        path.write_bytes(b"x" * 10)
+    folder = UploadFolder(tmp_path, 100, 3600)
+    folder.owned["9.9.9.9"] = [old]
+    assert folder.used() == 20
+    long_ago = time.time() - 3601
+    for path in (old, old.parent):
+        os.utime(path, (long_ago, long_ago))
+    folder.sweep()
+    os.utime(old.parent, (long_ago, long_ago))
+    folder.sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["b"] and new.exists()
+    assert not folder.owned
+
+
+def test_all_uploads_together_are_bounded(demo):
+    answers = [upload(demo, bytes([number]) * 900_000)[0] for number in range(6)]
+    assert answers == [200, 200, 200, 200, 507, 507]
+    assert "holds as many files as it may" in upload(demo, bytes(900_000))[1]
+    for path in Path(get_upload_folder()).rglob("a.wav"):
+        path.unlink()
+    assert upload(demo, bytes(900_000))[0] == 200  # it mends itself
+
+
+def test_a_visitor_holds_no_more_than_a_quarter(demo):
+    assert [upload(demo, bytes([number]) * 600_000, client=ELSEWHERE)[0] for number in range(3)] == [200, 429, 429]
+    assert upload(demo, bytes(600_000))[0] == 200
+
+
+def test_a_full_disk_is_a_sentence_and_mends_itself(demo, monkeypatch):
+    monkeypatch.setattr(guard, "SPARE_BYTES", 10**18)
+    assert upload(demo, b"RIFF") == (507, "The server's disk is full: try again in some minutes.")
+    monkeypatch.undo()
+    assert upload(demo, b"RIFF")[0] == 200
+
+
+def test_an_upload_has_few_files_and_says_how_long_it_is(demo):
+    status, text = upload(demo, *[b"x"] * 1000)
+    assert status == 413 and "send them one by one" in text
+    assert upload(demo, bytes(1_200_000))[0] == 413
+    kind = "Content-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked"
+    with send_part(demo, f"POST {UPLOAD} HTTP/1.1\r\n{kind}", b"") as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 411")
+    assert list(Path(get_upload_folder()).rglob("*.wav")) == [] and partial_files() == []
+
+
+def test_uploads_left_half_sent_end_and_hold_up_nobody(demo, monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.5)
+    body = form(bytes(1000))
+    head = f"POST {UPLOAD} HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}"
+    waiting = [send_part(demo, head, body[:500]) for _ in range(20)]
+    assert upload(demo, b"RIFF", client=ELSEWHERE)[0] == 200
+    for connection in waiting:
+        with connection:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+    with send_part(demo, f"POST {JOIN} HTTP/1.1\r\nContent-Length: 50", b"{") as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+# Turns
+
+
+def test_a_file_of_few_bytes_and_hours_is_refused(demo, tmp_path):
+    soundfile.write(tmp_path / "slow.wav", speech(1), 1)
+    with pytest.raises(AppError, match=r"slow\.wav is not a readable .* it has 1 samples a second"):
+        connect(demo.url).predict(handle_file(tmp_path / "slow.wav"), api_name="/transcribe")
+
+
+def test_one_recording_of_a_visitor_at_a_time_and_each_in_turn():
+    turns = Turns(max_waiting=WAITING_OF_ONE + 1)
+    greedy = [turns.join("9.9.9.9") for _ in range(2)]
+    other = turns.join("8.8.8.8")
+    assert [turns.ahead(turn) for turn in (*greedy, other)] == [0, 1, 0]
+    third = turns.join("7.7.7.7")
+    assert turns.ahead(third) == 2 and AT_ONCE == 2
+    turns.leave(other)
+    assert [turns.ahead(turn) for turn in (greedy[1], third)] == [1, 0]
+    turns.leave(greedy[0])
+    assert turns.ahead(greedy[1]) == 0
+    assert turns.seconds(2) > 0
+    for turn in (greedy[1], third):
+        turns.leave(turn)
+    assert not turns.queue
+
+
+def test_the_queue_is_bounded_as_a_whole_and_by_visitor():
+    turns = Turns(max_waiting=WAITING_OF_ONE + 1)
+    turns.ahead(turns.join("9.9.9.9"))
+    for _ in range(WAITING_OF_ONE):
+        turns.join("9.9.9.9")
+    with pytest.raises(QueueFullError):
+        turns.join("9.9.9.9")
+    turns.join("8.8.8.8")
+    with pytest.raises(QueueFullError, match="The queue is full"):
+        turns.join("7.7.7.7")
+
+
+def test_turns_taken_by_many_threads_run_two_at_once():
+    turns, running, most = Turns(64), [], []
+
+    def work(number: int) -> None:
+        turn = turns.join(f"9.9.9.{number % 5}")
+        until(lambda: turns.ahead(turn) == 0)
+        running.append(turn.client)
+        most.append((len(running), len(set(running))))
+        running.remove(turn.client)
+        turns.leave(turn)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 20 and all(count == len_set <= AT_ONCE for count, len_set in most)
+
+
+def test_what_is_logged_of_a_visitor_is_one_line(demo, caplog):
+    with caplog.at_level(logging.WARNING):
+        ask(demo, JOIN, json.dumps({"data": [], "fn_index": 9999, "session_hash": "a"}).encode())
+    assert all("\n" not in record.getMessage() for record in caplog.records)
