@@ -40,18 +40,25 @@ class ImproveHandlers:
             return last["text"], str(upload_path(last, language))
 
     def save(
-        self, file: Upload | None, text: str, consent: bool, speaker: str, last: Upload | None, request: gr.Request
+        self,
+        file: Upload | None,
+        text: str | None,
+        consent: bool,
+        speaker: str,
+        last: Upload | None,
+        request: gr.Request,
     ) -> tuple[str, str, None, str]:
         """Add a clip, and go on to the next sentence."""
         language = request_language(request)
         with as_gradio_errors(language):
+            text = text or ""
             for given, missing in ((consent is True, "no_consent"), (file, "no_recording"), (text.strip(), "no_words")):
                 if not given:
                     raise UserError(translate(language, missing))
             path = upload_path(file, language)
             source = CORRECTED if last and path == Path(last["path"]) else READ_ALOUD
             agreed = translate(language, "consent")
-            saved = save_clip(self.corpus, path, text, speaker, source, agreed, self.params)
+            saved = save_clip(self.corpus, path, text, speaker or "", source, agreed, self.params)
             answer = status_html(translate(language, "saved_apart" if saved.command else "saved", count=saved.n_clips))
             command = f"<pre>{html.escape(saved.command)}</pre>" if saved.command else ""
             return answer + command, *self.show_next(text, speaker, request)

@@ -87,11 +87,13 @@ class OfflineBlocks(gr.Blocks):
 
 
 def is_fitting(component: object, value: object) -> bool:
-    """Whether a value is of the kind that a component has."""
+    """Whether a value is of the kind that a component has, or none."""
+    if value is None:
+        return True
     if isinstance(component, gr.Checkbox):
         return isinstance(value, bool)
     if isinstance(component, gr.Audio | gr.File):
-        return value is None or (isinstance(value, dict) and isinstance(value.get("path"), str))
+        return isinstance(value, dict) and isinstance(value.get("path"), str)
     if isinstance(component, gr.Dropdown | gr.Textbox | gr.BrowserState):
         return isinstance(value, str)
     return True

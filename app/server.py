@@ -1,11 +1,15 @@
 """What the demo's server answers: the page's own addresses, nothing that reaches other hosts or other folders."""
 
+import base64
 import errno
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import gradio
@@ -35,11 +39,13 @@ API_CALLS = {
     "heartbeat",
 }
 API_CALLS |= {"queue", "run", "call", "login_check", "user"}
+INLINE_SCRIPT = re.compile(rb"<script\b[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
 MAX_SESSIONS = 100  # whose state is kept; beyond, whoever was away longest has no last transcript to correct
 SPARE_THREADS = 24  # for all else that the page does
 SECURITY_HEADERS = {
-    # A page that asks no other host, whatever a text or a library puts into it.
-    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    # A page that asks no other host, whatever a text or a library puts into it. Scripts: the server's files, the page's
+    # own as they were sent, by their hashes, and what gradio makes of an event's js.
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-eval' blob:{scripts}; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
     "font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; form-action 'self'; "
     "base-uri 'self'; object-src 'none'; frame-ancestors {frames}",
@@ -53,20 +59,41 @@ class AddressFilter:
 
     def __init__(self, app: ASGIApp, frames: str):
         """frames: whose pages may show this one within theirs."""
-        self.app = app
-        self.headers = [(name.encode(), text.format(frames=frames).encode()) for name, text in SECURITY_HEADERS.items()]
+        self.app, self.frames = app, frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        start, body = dict[str, Any](), b""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *self.headers]
+                message["headers"] = [*message["headers"], *self.headers(b"")]
             await send(message)
 
+        async def send_page(message: Message) -> None:
+            """The same of the page, held until it is whole: the headers have its scripts' hashes."""
+            nonlocal start, body
+            if message["type"] == "http.response.start":
+                start = dict(message)
+                return
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                await send({**start, "headers": [*start["headers"], *self.headers(body)]})
+                await send({"type": "http.response.body", "body": body})
+
         app = self.app if is_allowed(scope["path"]) else PlainTextResponse("There is nothing at this address.", 404)
-        await app(scope, receive, send_with_headers)
+        await app(scope, receive, send_page if scope["path"] == "/" else send_with_headers)
+
+    def headers(self, page: bytes) -> list[tuple[bytes, bytes]]:
+        """The headers of an answer, of a page with the hashes of its scripts."""
+        digests = (
+            base64.b64encode(hashlib.sha256(script).digest()).decode()
+            for script in INLINE_SCRIPT.findall(page)
+            if script
+        )
+        values = {"frames": self.frames, "scripts": "".join(f" 'sha256-{digest}'" for digest in digests)}
+        return [(name.encode(), text.format(**values).encode()) for name, text in SECURITY_HEADERS.items()]
 
 
 def is_allowed(path: str) -> bool:
