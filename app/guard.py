@@ -9,13 +9,14 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -37,9 +38,11 @@ MAX_PARTS = 8  # of an upload; the page and gradio_client send one file each
 UPLOAD_PATH = "/gradio_api/upload"
 BODY_SECONDS = 20.0  # for a whole body, and for each next piece of an upload
 SLOWEST = 20_000  # bytes a second that an upload has in the mean
+FASTEST = 5_000_000  # and of another computer's: hashing and writing them costs those who wait for text
 UPLOADS_OF_ONE = 6  # of one visitor at once; more of them wait
 SHARE_OF_ONE = 4  # a visitor may hold so much of the quota, its quarter
 SPARE_BYTES = 200_000_000  # of the disk that uploads leave free
+LINGER_SECONDS = 5.0  # that a refused request is read on
 SWEEP_SECONDS = 30.0
 PARTIAL_SECONDS = 120.0  # after which an upload's own file that no longer grows is of one that broke off
 KEEP_SECONDS = 3600  # that a file stays, beyond what one transcription may take
@@ -48,6 +51,7 @@ LOOPBACK_NETWORKS = ("127.0.0.0/8", "::1/128")  # where gradio's tunnel of --sha
 FORWARDED = (b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-for", b"x-forwarded-port", b"forwarded")
 
 
+Arrived = Callable[[int], None]
 log = logging.getLogger(__name__)
 
 
@@ -73,8 +77,8 @@ class UploadFolder:
     owned: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
 
     @contextlib.contextmanager
-    def room(self, client: str, size: int) -> Iterator[None]:
-        """Hold room for an upload while it comes; raises RefusedError where there is none."""
+    def room(self, client: str, size: int) -> Iterator[Arrived]:
+        """Hold room for an upload while it comes, less what has come; raises RefusedError where there is none."""
         held = sum(map(file_size, self.owned[client])) + self.coming[client] + size
         if client not in OWN_COMPUTER and held > max(self.quota // SHARE_OF_ONE, size):
             raise RefusedError(429, "You have many files here already: try again in an hour.")
@@ -84,19 +88,22 @@ class UploadFolder:
         if shutil.disk_usage(self.path).free < coming + SPARE_BYTES:
             raise RefusedError(507, "The server's disk is full: try again in some minutes.")
         self.coming[client] += size
+        left = size
+
+        def arrived(length: int) -> None:
+            nonlocal left
+            length = min(length, left)
+            self.coming[client] -= length
+            left -= length
+
         try:
-            yield
+            yield arrived
         finally:
-            self.coming[client] -= size
+            arrived(left)
 
     def used(self) -> int:
-        """Bytes of what is whole, and of what broke off; what is still coming is held room for."""
-        now = time.time()
-        return sum(
-            file_size(path)
-            for path in self.path.rglob("*")
-            if path.parent != self.path or age(path, now) > PARTIAL_SECONDS
-        )
+        """Bytes of all that is there."""
+        return sum(map(file_size, self.path.rglob("*")))
 
     def sweep(self) -> None:
         """Delete what is old or broke off, and folders that became empty."""
@@ -257,7 +264,7 @@ class Guard:
             log.warning("a request to %s failed: %r", scope["path"][:80], error)
             refusal = RefusedError(400, "The request is not as this page sends it.")
         if refusal and not begun:
-            await PlainTextResponse(refusal.sentence, refusal.status, {"connection": "close"})(scope, receive, send)
+            await refuse(refusal, scope, receive, send)
 
     async def take_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let an upload in as it comes; what its visitor sends beside it waits."""
@@ -271,8 +278,9 @@ class Guard:
             )
         boundary = headers.get("content-type", "").partition("boundary=")[2].strip('"; ').encode()
         async with self.uploading[client]:
-            with self.folder.room(client, int(size)):
-                upload = Upload(receive, send, int(size), boundary)
+            with self.folder.room(client, int(size)) as arrived:
+                fastest = math.inf if client in OWN_COMPUTER else FASTEST
+                upload = Upload(receive, send, int(size), boundary, fastest, arrived)
                 try:
                     await self.app(scope, upload.receive, upload.send)
                 except ClientDisconnect:
@@ -290,9 +298,11 @@ class Guard:
 class Upload:
     """One upload as it comes: it may not be slow, nor have many parts, and its answer says where its files lie."""
 
-    def __init__(self, receive: Receive, send: Send, size: int, boundary: bytes):
-        self.read, self.answer = receive, send
-        self.boundary, self.tail, self.parts = boundary, b"", 0
+    def __init__(self, receive: Receive, send: Send, size: int, boundary: bytes, fastest: float, arrived: Arrived):
+        """fastest: bytes a second, no more of which are read. arrived: is told the bytes of each piece."""
+        self.read, self.answer, self.fastest, self.arrived = receive, send, fastest, arrived
+        self.begun, self.received = time.monotonic(), 0
+        self.delimiter, self.tail, self.parts = b"\r\n--" + boundary, b"", 0  # after each part
         self.deadline = time.monotonic() + BODY_SECONDS + size / SLOWEST
         self.refusal: RefusedError | None = None
         self.body, self.status = b"", 0
@@ -304,11 +314,14 @@ class Upload:
                 message = await self.read()
         except TimeoutError:
             return self.refuse(RefusedError(408, "The upload came too slowly: try again."))
-        if self.boundary and message["type"] == "http.request":
+        if message["type"] == "http.request":
             piece = self.tail + message.get("body", b"")
-            self.parts += piece.count(self.boundary)
-            self.tail = piece[-len(self.boundary) + 1 :] if len(self.boundary) > 1 else b""
-            if self.parts > MAX_PARTS + 1:
+            self.received += len(message.get("body", b""))
+            self.arrived(len(message.get("body", b"")))
+            await asyncio.sleep(max(self.received / self.fastest - (time.monotonic() - self.begun), 0))
+            self.parts += piece.count(self.delimiter)
+            self.tail = piece[-len(self.delimiter) + 1 :]
+            if self.parts > MAX_PARTS:
                 return self.refuse(RefusedError(413, f"An upload may have {MAX_PARTS} files: send them one by one."))
         return message
 
@@ -330,6 +343,27 @@ class Upload:
         with contextlib.suppress(ValueError, TypeError):
             return [Path(path) for path in json.loads(self.body)]
         return []
+
+
+async def refuse(refusal: RefusedError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer, and read on a little before the connection closes.
+
+    A client that is still sending would else be reset before it read the answer (RFC 9112, section 9.6).
+    """
+
+    async def answer(message: Message) -> None:
+        await send(message | {"more_body": True} if message["type"] == "http.response.body" else message)
+
+    await PlainTextResponse(refusal.sentence, refusal.status, {"connection": "close"})(scope, receive, answer)
+    begun, received, more = time.monotonic(), 0, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while more:
+                message = await receive()
+                received += len(message.get("body", b""))
+                more = message.get("more_body", False)
+                await asyncio.sleep(received / FASTEST - (time.monotonic() - begun))
+    await send({"type": "http.response.body"})
 
 
 async def read_body(receive: Receive) -> bytes:

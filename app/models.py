@@ -5,9 +5,13 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
 
+import torch
+
+from stages.asr.decoding import GRID, context_frames, greedy_search
 from stages.asr.device import best_device
+from stages.asr.mel import LOG_MEL_SILENCE
 from stages.asr.model import SpeechModel, folder_digest, load_model
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, one_line
 from stages.versioning.pins import PublishedFolder, Repository, Version
 
 Stamp = frozenset[tuple[str, int, int, int]]
@@ -65,6 +69,7 @@ class Models:
             if model is None:
                 self.make_room()
                 model = load_model(folder, best_device())
+                check_decoding(model, folder)
                 if self.digest(folder)[0] != before:
                     raise UserError(f"{folder} changed while it was read: try again once it is written")
                 with self.lock:
@@ -92,6 +97,19 @@ class Models:
         with self.lock:
             while len(self.loaded) >= self.models_in_memory:
                 self.loaded.popitem(last=False)
+
+
+def check_decoding(model: SpeechModel, folder: Path) -> None:
+    """Hear half a second of silence; raises UserError where a model's files fit one another too little for that."""
+    try:
+        silence = torch.full((1, model.whisper.config.num_mel_bins, model.window), LOG_MEL_SILENCE)
+        context = context_frames(model, min(GRID, model.window))
+        for token in greedy_search(model, silence[:, :, :context], 2)[0]:
+            model.tokenizer.decode([token])
+    except Exception as error:  # of torch, transformers, or Python's own, according to what does not fit
+        raise UserError(
+            f"{folder} cannot decode: {one_line(error)}: is it whole, and was it made by this project?"
+        ) from None
 
 
 def folder_stamp(folder: Path) -> Stamp:

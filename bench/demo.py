@@ -48,11 +48,11 @@ def main(raw: Path, clients: int, rounds: int, clicks: int) -> None:
 
 
 @contextmanager
-def running() -> Iterator[tuple[str, psutil.Process]]:
-    """The demo, as ``python -m app.main``: its address and its process."""
+def running(**environment: str) -> Iterator[tuple[str, psutil.Process]]:
+    """The demo, as ``python -m app.main``, with further environment variables: its address and its process."""
     port = free_port()
     command = [sys.executable, "-m", "app.main", "--model", MODEL.name, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
     try:
         if not process.stdout.readline():
             sys.exit("the demo did not start")

@@ -296,6 +296,10 @@ def test_an_upload_has_few_files_and_says_how_long_it_is(demo):
     assert list(Path(get_upload_folder()).rglob("*.wav")) == [] and partial_files() == []
 
 
+def test_a_sound_may_hold_what_separates_files(demo):
+    assert upload(demo, b"x--x--x" * 1000)[0] == 200
+
+
 def test_uploads_left_half_sent_end_and_hold_up_nobody(demo, monkeypatch):
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.5)
     body = form(bytes(1000))

@@ -92,11 +92,13 @@ def decode_with_ffmpeg(path: Path, max_seconds: float = math.inf) -> tuple[np.nd
             if not container.streams.audio:
                 raise AudioError(f"{path} contains no audio")
             track = container.streams.audio[0]
-            check_header(path, track.rate, track.channels, 0.0, max_seconds)
-            convert = av.AudioResampler(format="fltp", rate=track.rate)  # one array a channel, at the track's own rate
-            frames = (piece for frame in container.decode(track) for piece in convert.resample(frame))
-            samples = join_blocks(path, (frame.to_ndarray().T for frame in frames), track.rate, max_seconds)
+            if not track.codec_context:
+                raise AudioError(f"{path} is not a readable audio file: nothing here decodes its audio")
             rate: int = track.rate
+            check_header(path, rate, track.channels, 0.0, max_seconds)
+            convert = av.AudioResampler(format="fltp", rate=rate)  # one array a channel, at the track's own rate
+            frames = (piece for frame in container.decode(track) for piece in convert.resample(frame))
+            samples = join_blocks(path, (frame.to_ndarray().T for frame in frames), rate, max_seconds)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise AudioError(f"{path} is not a readable audio file: {getattr(error, 'strerror', None) or error}") from None
     if not len(samples):

@@ -34,6 +34,8 @@ class Recording:
         if not container.streams.audio:
             raise AudioError(f"{name} contains no audio: choose a file with an audio track")
         self._track = container.streams.audio[0]
+        if not self._track.codec_context:
+            raise AudioError(NOT_READABLE.format(name, "nothing here decodes its audio"))
         if self._track.rate not in RATES:
             raise AudioError(NOT_READABLE.format(name, f"it has {self._track.rate} samples a second"))
         self.seconds = header_seconds(container, self._track)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -153,8 +154,14 @@ def introduction(release: Release) -> str:
     else:
         origin = f"a Whisper of our own, of the digest `{whisper['revision']}`, fine-tuned"
     task = "to write down" if whisper["task"] == "transcribe" else "to translate into English"
+    data = escape_markdown(release.version.data)
     return f"""{count_parameters(release) / 1e6:,.1f} M parameters: {origin} {task} {language_name(release)} speech.
-Version `{release.name}` of a pipeline that [DVC](https://dvc.org) runs; training data: {release.version.data}."""
+Version `{release.name}` of a pipeline that [DVC](https://dvc.org) runs; training data: {data}."""
+
+
+def escape_markdown(text: str) -> str:
+    """Text as it stands, for a folder or an archive may be called anything."""
+    return re.sub(r"([\\`*\[\]<>|~#!&])", r"\\\1", text)
 
 
 def count_parameters(release: Release) -> int:
@@ -240,7 +247,8 @@ def data_section(release: Release) -> str:
         dropped = sum(found["dropped"].values()) + sum(kept["dropped"].values())
         hours = kept["seconds"] / 3600
         rows.append(f"| {split} | {kept['clips']:,} | {hours:,.1f} | {found['speakers']:,} | {dropped:,} |")
-    named = "A **synthetic** corpus" if release.corpus == "synthetic" else release.version.data.rpartition(",")[0]
+    name = escape_markdown(release.version.data.rpartition(",")[0])
+    named = "A **synthetic** corpus" if release.corpus == "synthetic" else name
     return f"""## Data
 
 {named}. {TERMS[release.corpus]}
