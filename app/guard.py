@@ -352,7 +352,9 @@ async def refuse(refusal: RefusedError, scope: Scope, receive: Receive, send: Se
     """
 
     async def answer(message: Message) -> None:
-        await send(message | {"more_body": True} if message["type"] == "http.response.body" else message)
+        if message["type"] == "http.response.body":
+            message["more_body"] = True
+        await send(message)
 
     await PlainTextResponse(refusal.sentence, refusal.status, {"connection": "close"})(scope, receive, answer)
     begun, received, more = time.monotonic(), 0, True
