@@ -66,8 +66,12 @@ class Stage:
         """Wait for the process and its children; returns its status and the lines on stderr beside its progress."""
         while self.read():
             pass
-        lines = re.split(r"[\r\n]+", NOISE.sub("", self.said))
-        return self.process.wait(PATIENCE), [line for line in lines if line.strip()]
+        return self.process.wait(PATIENCE), said_lines(self.said)
+
+
+def said_lines(said: str) -> list[str]:
+    """The lines of what was written on stderr, without its progress."""
+    return [line for line in re.split(r"[\r\n]+", NOISE.sub("", said)) if line.strip()]
 
 
 def call(command: click.Command, *arguments: object) -> subprocess.CompletedProcess[str]:
