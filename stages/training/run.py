@@ -7,12 +7,13 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from stages.runtime.files import file_digest
 from stages.runtime.imports import reached_modules
+
+if TYPE_CHECKING:
+    import torch
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "numpy")  # whose versions may shape the weights
 BY_VALUE = frozenset({"stages.params"})  # whose values count instead of its code
@@ -52,7 +53,7 @@ def short_name(run: str) -> str:
     return run[:6]
 
 
-def describe_run(params: dict[str, Any], shards: list[Path], base: str, module: str, device: torch.device) -> Run:
+def describe_run(params: dict[str, Any], shards: list[Path], base: str, module: str, device: "torch.device") -> Run:
     """The run of these settings, shard folders, base model's digest and training module on this device."""
     return Run(
         {
@@ -66,8 +67,10 @@ def describe_run(params: dict[str, Any], shards: list[Path], base: str, module: 
     )
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
+def describe_machine(device: "torch.device") -> dict[str, Any]:
     """What of a machine shapes a result: an accelerator's kind, whatever the processor beside it, or the processor."""
+    import torch  # a second that whoever only names runs, such as the uploader of checkpoints, need not wait
+
     if device.type != "cpu":
         return {"accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
     return {

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import os
 import runpy
 import shutil
@@ -21,7 +22,7 @@ SETTINGS = {
     "train.warmup_steps": 2,
     "train.max_steps": 60,
     "train.log_every": 1,
-    "train.eval_every": 6,
+    "train.eval_every": 12,
     "train.save_every": 4,
     "train.dropout": 0.1,
     "train.gradient_accumulation": 2,
@@ -49,6 +50,7 @@ class Training(ForkServerProcess):
         self.arguments, self.log, self.env = arguments, log, env
 
     def run(self) -> None:
+        gc.freeze()  # what was imported is no garbage
         os.environ.clear()
         os.environ.update(self.env)
         with self.log.open("a") as log:
