@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,11 @@ from stages.pretrained import pretrained
 from stages.runtime.errors import UserError
 from stages.train import Paths, train
 from tests.support.material import ROOT
+from tests.support.process import call
 from tests.support.release import plain, row
 from tests.support.tones import record, write_table
 from tools.estimate import expected_clips, find_data, model_shape, model_size
-from tools.recipe import apply_values, recipe_names, recipe_purpose, recipe_values
+from tools.recipe import apply_values, main, recipe_names, recipe_purpose, recipe_values
 
 RECIPES = ROOT / "recipes"
 NAMES = recipe_names(RECIPES)
@@ -67,8 +67,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 
 def tool(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tools.recipe", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return call(main, *arguments)
 
 
 def load(path: Path) -> dict:
