@@ -111,8 +111,13 @@ class Folder(Section):
         return self
 
 
+Reason = Annotated[str, Field(pattern=r"^[\w ,'-]+$")]  # a key of counts
+ClipId = Annotated[str, Field(min_length=1)]
+
+
 class Download(Section):
     corpus: Literal["synthetic", "common_voice", "folder"]
+    drop: dict[Reason, list[ClipId]]
     synthetic: Synthetic
     common_voice: CommonVoice
     folder: Folder
