@@ -3,8 +3,8 @@
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from math import prod
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
