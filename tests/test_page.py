@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,10 @@ import soundfile
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from app import page, server, texts
+from app import page, server, texts, video
 from app.models import Models
+from app.transcriber import Transcriber
+from app.turns import Turns
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.transcription import transcribe
@@ -138,6 +141,32 @@ def test_a_cancelled_job_closes_its_recording(demo, client, clips, tmp_path):
     assert opened
     job.cancel()
     until(lambda: opened[0] not in [file.path for file in psutil.Process().open_files()])
+
+
+def test_whoever_stops_waits_for_nothing_and_the_window_ends_at_its_next_token(models, demo, clips):
+    """Counted in tokens: the first one is held until the stop has returned, and no second one is begun."""
+    reached, stopped, steps = threading.Event(), threading.Event(), []
+
+    def hold(*_: object) -> None:
+        steps.append(1)
+        reached.set()
+        stopped.wait(PATIENCE)
+
+    transcriber = Transcriber(models, demo.settings, video.fetch_audio, Turns(1))
+    decoder = models.load("tuned").whisper.model.decoder
+    held = decoder.register_forward_hook(hold)
+    try:
+        going = transcriber.transcribe(["tuned"], clips[0])
+        while not reached.is_set():
+            next(going)
+        going.close()
+        assert transcriber.turns.queue, "another would begin beside what still runs"
+        stopped.set()
+        until(lambda: not transcriber.turns.queue)
+    finally:
+        held.remove()
+    assert len(steps) == 1
+    assert str(clips[0]) not in [file.path for file in psutil.Process().open_files()]
 
 
 # Bounds
