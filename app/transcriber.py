@@ -43,10 +43,10 @@ class OvertimeError(UserError):
 class TranscriptionProgress:
     """How far it has come: one object that changes from step to step."""
 
-    step: str = "loading"  # waiting | downloading | loading | transcribing
+    step: str = "loading"  # waiting | downloading | fetching | loading | transcribing
     ahead: int = 0  # who come first while it waits
     wait_seconds: float = 0.0  # about as long
-    downloaded: float = 0.0  # share of the video's audio
+    downloaded: float = 0.0  # share of the video's audio, or of the model
     seconds: float = 0.0  # of the recording, transcribed by every model
     total_seconds: float | None = None  # where the recording says
     segments: list[list[Segment]] = field(default_factory=list)  # one list a model
@@ -91,14 +91,26 @@ class Transcriber:
         if isinstance(source, str):
             progress.step = "downloading"
             source = yield from worker.run(partial(self.download, source, folder, progress, worker.check))
-        progress.step = "loading"
         models = []
         for name in names:
-            model = yield from Worker().run(partial(self.models.load, name))  # which goes on, for whoever comes next
+            model = yield from self.load(name, progress)
             models.append(model)
         progress.step = "transcribing"
         limit = self.settings.max_seconds
         yield from worker.run(partial(transcribe_in_turn, models, source, limit, progress, worker.check))
+
+    def load(self, name: str, progress: TranscriptionProgress) -> Steps[SpeechModel]:
+        """A version's model; its loading goes on where nobody waits any more, for whoever comes next."""
+        steps = Worker().run(partial(self.models.load, name))
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                model: SpeechModel = done.value
+                return model
+            share = self.models.fetched.get(name, 1.0)
+            progress.step, progress.downloaded = "loading" if share == 1 else "fetching", share
+            yield
 
     def download(self, url: str, folder: Path, progress: TranscriptionProgress, check: Check) -> Path:
         """A video's audio."""
