@@ -13,12 +13,12 @@ from stages.runtime.progress import ProgressBar
 from stages.versioning.remotes import bound_waiting
 
 if TYPE_CHECKING:
+    from dvc.fs.callbacks import Callback
     from dvc.output import Output
     from dvc.repo import Repo
     from dvc_data.hashfile.db import HashFileDB
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.tree import Tree
-    from dvc.fs.callbacks import Callback
 
 TAGS = "--all-tags"
 BAR_AFTER = 1  # seconds: what is there sooner needs no bar
