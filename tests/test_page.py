@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import struct
 import subprocess
@@ -27,6 +28,7 @@ from gradio_client.exceptions import AppError
 
 from app import corpus, guard, page, server, texts, video
 from app import models as models_module
+from app.main import find_examples
 from app.models import Models
 from app.transcriber import Transcriber
 from app.turns import Turns
@@ -98,6 +100,11 @@ def test_transcribe_gives_text_segments_and_the_model(demo, client, clips):
     assert heard["text"] == expected(demo, clips[0], "pretrained") != expected(demo, clips[0])
     assert heard["model"] == "pretrained"
     assert " ".join(segment["text"] for segment in heard["segments"]) == heard["text"]
+    for segment in heard["segments"]:
+        assert " ".join(word["text"] for word in segment["words"]) == segment["text"]
+        within = [time for word in segment["words"] for time in (word["start"], word["end"])]
+        assert within == sorted(within) and segment["start"] <= within[0] < within[-1] <= segment["end"]
+        assert all(0 <= word["probability"] <= 1 for word in segment["words"])
     ends = [time for segment in heard["segments"] for time in (segment["start"], segment["end"])]
     assert ends == sorted(ends) and 0 <= ends[0] < ends[-1] <= soundfile.info(clips[0]).duration + 0.01
 
@@ -350,6 +357,16 @@ def test_ctrl_c_ends_the_command_with_130(models, tmp_path):
     finally:
         process.kill()
     assert (process.returncode, said) == (130, "stopped by Ctrl-C\n")
+
+
+def test_examples_are_the_splits_or_the_built_in_corpuss(settings, tmp_path):
+    split, spare = tmp_path / "test", tmp_path / "spare"
+    assert find_examples(split, None, spare) == []
+    assert find_examples(split, settings({"download.corpus": "folder"}), spare) == []
+    spoken = find_examples(split, settings(), spare)
+    assert len(spoken) == 3 and all(example.path.is_relative_to(spare) for example in spoken)
+    shutil.copytree(spare, split)
+    assert [example.path.parent for example in find_examples(split, None, spare)] == [split / "audio"] * 3
 
 
 def test_a_port_that_is_taken_is_told_of(models, demo, tmp_path):

@@ -33,13 +33,19 @@ def prompt_tokens(model: SpeechModel) -> list[int]:
 
 @torch.inference_mode()
 def greedy_search(
-    model: SpeechModel, mels: torch.Tensor, max_tokens: int, timestamps: bool = False, check: Check = lambda: None
+    model: SpeechModel,
+    mels: torch.Tensor,
+    max_tokens: int,
+    timestamps: bool = False,
+    probabilities: list[torch.Tensor] | None = None,
+    check: Check = lambda: None,
 ) -> list[list[int]]:
     """The likeliest next token until the end token: (batch, n_mels, n_frames) float32 -> token ids of each text.
 
     Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or the
     generation_config's max_length with the prompt, at the latest. timestamps: a text begins and ends with one, as in
-    Whisper's own decoding. check: called before each token.
+    Whisper's own decoding. probabilities: takes each step's, (batch,) float32, of the tokens that were chosen. check:
+    called before each token.
     """
     whisper, config = model.whisper, model.whisper.generation_config
     start = prompt_tokens(model)
@@ -70,6 +76,8 @@ def greedy_search(
             unfinished = (best == config.eos_token_id) & (stamps % 2 == 1)
             best = torch.where(unfinished, logits[:, first_stamp:].argmax(-1) + first_stamp, best)
             stamps += best >= first_stamp
+        if probabilities is not None:
+            probabilities.append(logits.float().softmax(-1).gather(1, best[:, None])[:, 0])
         tokens = best.masked_fill(ended, config.eos_token_id)[:, None]
         ended |= tokens[:, 0] == config.eos_token_id
         if ended.all():
