@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.texts import preferred_language, translate_error
 from app.turns import OWN_COMPUTER
 from stages.params import App
 
@@ -374,7 +375,8 @@ async def refuse(refusal: RefusedError, scope: Scope, receive: Receive, send: Se
             message["more_body"] = True
         await send(message)
 
-    await PlainTextResponse(refusal.sentence, refusal.status, {"connection": "close"})(scope, receive, answer)
+    sentence = translate_error(preferred_language(Headers(scope=scope).get("accept-language")), refusal.sentence)
+    await PlainTextResponse(sentence, refusal.status, {"connection": "close"})(scope, receive, answer)
     begun, received, more = time.monotonic(), 0, True
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):

@@ -358,7 +358,7 @@ def test_a_foreign_page_cannot_upload_call_read_or_frame(demo, page, site):
     expect(page.locator("body")).to_have_text(re.compile("does not go by the name 'foreign.localhost'"))
 
 
-def test_each_language_has_its_page(visit):
+def test_each_language_has_its_page(visit, tmp_path):
     english, swedish = visit(locale="en-US"), visit(locale="sv-SE")
     for page, label, tab, details, notice in (
         (english, "Model", "Improve it", "Word error rate 12.3 %", "expect nonsense when you speak"),
@@ -371,6 +371,14 @@ def test_each_language_has_its_page(visit):
         assert "viska_" not in page.locator("body").inner_text()
     swedish.locator("#transcribe-speak").click()
     expect(swedish.get_by_test_id("toast-body")).to_contain_text("Det finns ingen inspelning än")
+    swedish.get_by_test_id("toast-close").click()
+    (tmp_path / "notes.wav").write_text("inget ljud")
+    swedish.get_by_role("tab", name="Fil", exact=True).click()
+    swedish.locator("#upload input[type=file]").set_input_files(tmp_path / "notes.wav")
+    expect(swedish.locator("#upload")).to_contain_text("notes")
+    swedish.locator("#transcribe-file").click()
+    told = "notes.wav är ingen läsbar ljud- eller videofil: innehållet är ogiltigt; gör om den"
+    expect(swedish.get_by_test_id("toast-body")).to_contain_text(told)
 
 
 def test_a_telephone_needs_no_sideways_scrolling(visit, clips):

@@ -95,6 +95,32 @@ def test_words_come_while_the_audio_does(talking, spoken):
     assert max(np.diff([0, *seconds])) <= 1.1
 
 
+class StopError(Exception):
+    pass
+
+
+def test_a_window_is_left_before_its_next_token_and_is_else_the_same(talking, spoken):
+    steps, checks = [], []
+
+    def stop_at_third() -> None:
+        checks.append(len(steps))
+        if len(checks) == 3:
+            raise StopError
+
+    samples = spoken[2][: 2 * RATE]
+    heard = transcribe_window(talking, samples)
+    counted = talking.whisper.model.decoder.register_forward_hook(lambda *_: steps.append(1))
+    try:
+        with pytest.raises(StopError):
+            transcribe_window(talking, samples, check=stop_at_third)
+        assert checks == [0, 1, 2] and len(steps) == 2
+        again = transcribe_window(talking, samples, check=lambda: checks.append(len(steps)))
+        assert again == heard and heard.text
+    finally:
+        counted.remove()
+    assert checks[3:] == list(range(2, len(steps))) and len(steps) > 5
+
+
 def test_silence_too_reports_each_second_and_the_end(talking):
     seconds = [at for at, _ in transcribe(talking, [room(3.5)] * 3)]
     assert seconds[-1] == pytest.approx(10.5)
