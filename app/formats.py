@@ -1,6 +1,8 @@
-"""Segments as text, SubRip and WebVTT. A segment has ``start`` and ``end`` in seconds, and ``text``."""
+"""Segments as text, SubRip, WebVTT and JSON. A segment has ``start`` and ``end`` in seconds, ``text`` and ``words``."""
 
+import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 ARROW = "-->"  # parts the times of a subtitle, so that it must not stand in its text
 Subtitle = tuple[int, int, str]  # first and last millisecond, and one line of text
@@ -26,6 +28,27 @@ def as_vtt(segments: Iterable) -> str:
         for first, last, line in subtitles(segments)
     ]
     return "\n".join(["WEBVTT\n", *cues])
+
+
+def as_json(segments: Iterable) -> str:
+    """All that is known, as ``/transcribe`` gives it."""
+    return json.dumps(as_values(segments), ensure_ascii=False, indent=1) + "\n"
+
+
+def as_values(segments: Iterable) -> dict[str, Any]:
+    """The text, and its segments with their words; times in seconds, to the millisecond."""
+    parts = [
+        {
+            **timed(segment),
+            "words": [timed(word) | {"probability": round(word.probability, 3)} for word in segment.words],
+        }
+        for segment in segments
+    ]
+    return {"text": " ".join(part["text"] for part in parts), "segments": parts}
+
+
+def timed(piece: Any) -> dict[str, Any]:
+    return {"start": round(piece.start, 3), "end": round(piece.end, 3), "text": piece.text}
 
 
 def subtitles(segments: Iterable) -> Iterator[Subtitle]:

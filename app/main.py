@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +14,12 @@ from stages.runtime.command import run
 
 if TYPE_CHECKING:
     from app.models import Models
+    from stages.corpora.examples import Example
 
 # Before gradio and Hugging Face's libraries are imported: the demo tells nobody that it runs.
 NO_TELEMETRY = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 NO_TELEMETRY |= {"GRADIO_ANALYTICS_MAX_EVENTS": "100"}  # which it keeps for itself, and goes through at each call
 M_ARENA_MAX = -8  # of glibc's malloc.h
-N_EXAMPLES = 3
-AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".ogg", ".m4a", ".mp4", ".webm"}
 
 
 @click.command()
@@ -27,7 +27,13 @@ AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".ogg", ".m4a", ".mp4", ".webm"}
 @click.option(
     "--models", type=click.Path(path_type=Path), help="A plain model folder, instead of the repository's versions."
 )
-@click.option("--examples", type=click.Path(path_type=Path), default="data/raw/test/audio", show_default=True)
+@click.option(
+    "--examples",
+    type=click.Path(path_type=Path),
+    default="data/raw/test",
+    show_default=True,
+    help="Clips to click on: a folder with clips.tsv and audio.",
+)
 @click.option("--params", type=click.Path(path_type=Path), default="params.yaml", show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other computers connect.")
 @click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
@@ -51,8 +57,9 @@ def main(
     available = load_models(models or Path(), settings.models_in_memory)
     first = load_first_model(available, model)
     corpus = None if models or settings.recordings is None else data_folder() / Path(settings.recordings).expanduser()
-    with server.private_folder():
-        blocks = page.build_page(available, settings, first, corpus, params, example_files(examples))
+    with server.private_folder(), tempfile.TemporaryDirectory(prefix="viska-examples-") as folder:
+        sounds = find_examples(examples, None if models else params, Path(folder))
+        blocks = page.build_page(available, settings, first, corpus, params, sounds)
         with server.serve_page(blocks, settings, host, port, share) as address:
             click.echo(f"{first} is loaded. The page is at {address} until Ctrl-C.")
             threading.Event().wait()
@@ -85,10 +92,24 @@ def load_first_model(models: "Models", name: str | None) -> str:
     raise AssertionError("Models has versions")
 
 
-def example_files(folder: Path) -> tuple[Path, ...]:
-    """The first few audio files of a folder, none where it is missing."""
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    return tuple(files[:N_EXAMPLES])
+def find_examples(split: Path, params: Path | None, spare: Path) -> "list[Example]":
+    """The examples in a split's folder; where it is missing, as in a clone whose model was pulled, those that the
+    built-in corpus of ``params`` speaks into ``spare``; of another corpus there are none.
+    """
+    from stages.corpora.examples import read_examples, write_examples
+    from stages.params import load_params
+    from stages.runtime.errors import UserError
+
+    if found := read_examples(split):
+        return found
+    download = load_params(params).download if params else None
+    if download is None or download.corpus != "synthetic":
+        return []
+    try:
+        write_examples(download.synthetic.seed, spare)
+    except UserError as error:
+        click.echo(f"there are no examples to click on: {error}", err=True)
+    return read_examples(spare)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ class Models:
         self.pending: dict[str, Future[SpeechModel]] = {}
         self.loaded: OrderedDict[str, SpeechModel] = OrderedDict()  # by digest, the latest used last
         self.digests: dict[Path, tuple[Stamp, str]] = {}
+        self.fetched: dict[str, float] = {}  # the share that has come, of each version that is being fetched
 
     @property
     def versions(self) -> list[Version]:
@@ -53,6 +55,7 @@ class Models:
             finally:
                 with self.lock:
                     del self.pending[name]
+                    self.fetched.pop(name, None)
         return answer.result()
 
     def load_current(self, name: str) -> SpeechModel:
@@ -60,7 +63,7 @@ class Models:
         versions = {version.name: version for version in self.versions}
         if name not in versions:
             raise UserError(f"there is no model {name}: choose one of {', '.join(versions) or 'none'}")
-        folder = self.source.folder(versions[name])
+        folder = self.source.folder(versions[name], partial(self.fetched.__setitem__, name))
         before, digest = self.digest(folder)
         if model := self.loaded_model(digest):
             return model

@@ -3,9 +3,12 @@
 Nothing of a visitor is kept here: what one session has is in its browser, and in gradio's own state of that session.
 """
 
+import json
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +29,18 @@ from app.events import (
     request_language,
     upload_path,
 )
-from app.formats import as_srt, as_txt, as_vtt
+from app.formats import as_json, as_srt, as_txt, as_values, as_vtt
 from app.improve_tab import build_improve_tab
+from app.live import LiveSpeakers
 from app.models import Models
 from app.rendering import (
     compared_html,
+    is_synthetic,
+    live_html,
     model_choices,
+    player_html,
     progress_html,
+    reference_html,
     status_html,
     transcript_html,
     transcript_text,
@@ -42,11 +50,12 @@ from app.texts import format_time, translate
 from app.transcriber import FetchAudio, Transcriber, TranscriptionProgress
 from app.turns import Turns
 from stages.asr.mel import MAX_SECONDS
-from stages.asr.transcription import Segment
+from stages.asr.transcription import Segment, Word
+from stages.corpora.examples import Example
 from stages.params import App
 from stages.runtime.errors import UserError
 
-FORMATS = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt}
+FORMATS = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt, "json": as_json}
 PAGE_SECONDS = 0.3  # between two updates of the page
 API_SECONDS = 1  # between two answers to a program
 MAX_STEM = 100  # characters of an upload's name in those of its text
@@ -60,6 +69,15 @@ SMALL_BUTTON: dict[str, Any] = {"interactive": False, "size": "sm", "min_width":
 COPY_JS = (
     "() => navigator.clipboard.writeText([...document.querySelectorAll('#%s span')].map(e => e.innerText).join(' '))"
 )
+# The first click lets the segments be edited; the second gives their texts to the server.
+EDIT_JS = """() => {
+    const texts = [...document.querySelectorAll('#%s span')], editing = texts.some(e => e.isContentEditable);
+    texts.forEach(e => e.contentEditable = editing ? 'false' : 'true');
+    editing || texts[0]?.focus();
+    return [editing ? JSON.stringify(texts.map(e => e.innerText)) : '', null];
+}"""
+SPEAK_JS, SILENT_JS = "(model) => { viskaSpeak(model) }", "() => { viskaStop() }"
+Source = tuple[Path | str, str]  # a file, or a video's address, and what is known to be said in it
 Update = dict[Any, Any]  # new values by component
 
 
@@ -105,13 +123,13 @@ def build_page(
     first: str | None,
     corpus: Path | None,
     params: Path = Path("params.yaml"),
-    examples: tuple[Path, ...] = (),
+    examples: Sequence[Example] = (),
     fetch_audio: FetchAudio = video.fetch_audio,
 ) -> gr.Blocks:
     """The page, to be served by ``app.server``.
 
     first: the version that is chosen at the beginning, by default the first one. corpus: where "Improve it" puts clips;
-    None leaves that part out. params: pins them. examples: audio files to click on. fetch_audio: of a video.
+    None leaves that part out. params: pins them. examples: to click on. fetch_audio: of a video.
     """
     transcriber = Transcriber(models, settings, fetch_audio, Turns(settings.queue))
     first = first or models.versions[0].name
@@ -127,40 +145,53 @@ def build_page(
                 with gr.Tab(label=localized("improve")):
                     build_improve_tab(page, corpus, params, last, speaker)
         add_api(transcriber, first)
+        add_live(transcriber)
     return page
 
 
 def build_transcribe_tab(
-    page: gr.Blocks, transcriber: Transcriber, first: str, last: gr.State, examples: tuple[Path, ...]
+    page: gr.Blocks, transcriber: Transcriber, first: str, last: gr.State, examples: Sequence[Example]
 ) -> None:
     """The tab that turns speech into text: ways in on the left, the text on the right."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             chosen = model_dropdowns(page, transcriber.models, first)
-            sources = source_inputs(examples)
+            buttons = example_buttons(examples)
+            sources = source_inputs()
         with gr.Column(scale=3, min_width=300):
             view = TranscriptionView(last)
     page.load(view.show_ready, None, view.status, **UNQUEUED)
     how: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": view.status, **PRIVATE}
+    microphone = sources[0][0]
     running = []
-    for source, button, missing in sources:
-        queued = button.click(view.show_waiting, None, [view.status, view.stop], **UNQUEUED)
-        handler = transcribe_handler(transcriber, view, missing)
-        running.append(queued.then(handler, [source, *chosen], view.outputs, **how))
+    ways: list[tuple[Any, list[gr.components.Component], Callable[..., Iterator[Update]]]] = [
+        *((each[1].click, [each[0]], transcribe_handler(transcriber, view, each[2])) for each in sources),
+        *((button.click, [], example_handler(transcriber, view, example)) for button, example in buttons),
+        (microphone.stop_recording, [microphone], transcribe_handler(transcriber, view, "no_microphone")),
+    ]
+    for event, source, handler in ways:
+        queued = event(view.show_waiting, None, [view.status, view.stop], **UNQUEUED)
+        running.append(queued.then(handler, [*source, *chosen], view.outputs, **how))
+    microphone.start_recording(None, chosen[0], None, js=SPEAK_JS, **UNQUEUED)
+    for end in (microphone.pause_recording, microphone.stop_recording):
+        end(None, None, None, js=SILENT_JS, **UNQUEUED)
     view.stop.click(view.show_stopped, None, [view.status, view.stop], cancels=running, **UNQUEUED)
 
 
 def model_dropdowns(page: gr.Blocks, models: Models, first: str) -> list[gr.Dropdown]:
-    """The model, and the one that it is compared with, each with a line on what is known of it."""
+    """The model, and the one that it is compared with, each with a line on what is known of it, and a warning below."""
     none = (localized("none"), "")
     model = gr.Dropdown(model_choices(models), value=first, label=localized("model"), filterable=False)
     other = gr.Dropdown([none, *model_choices(models)], value="", label=localized("other"), filterable=False)
+    notice = gr.HTML(visible=False, elem_id="notice")
 
     def describe(name: str, compared: str, request: gr.Request) -> list[dict]:
         versions = {version.name: version for version in models.versions}
         known = [versions.get(each) for each in (name, compared)]
         language = request_language(request)
-        return [gr.update(info=version_details(version, language) if version else "") for version in known]
+        details = [gr.update(info=version_details(version, language) if version else "") for version in known]
+        warned = any(version and is_synthetic(version) for version in known)
+        return [*details, gr.update(value=status_html(translate(language, "synthetic")), visible=warned)]
 
     def refresh() -> list[dict]:
         choices = model_choices(models)
@@ -168,11 +199,20 @@ def model_dropdowns(page: gr.Blocks, models: Models, first: str) -> list[gr.Drop
 
     page.load(refresh, None, [model, other], **UNQUEUED)  # tags may have come since the start
     for event in (page.load, model.change, other.change):
-        event(describe, [model, other], [model, other], **UNQUEUED)
+        event(describe, [model, other], [model, other, notice], **UNQUEUED)
     return [model, other]
 
 
-def source_inputs(examples: tuple[Path, ...]) -> list[tuple[gr.components.Component, gr.Button, str]]:
+def example_buttons(examples: Sequence[Example]) -> list[tuple[gr.Button, Example]]:
+    """A button an example, which says what is said in it."""
+    if not examples:
+        return []
+    with gr.Group(elem_id="examples"):
+        gr.Markdown(localized("examples"))
+        return [(gr.Button(f"▸ {example.text}", size="sm"), example) for example in examples]
+
+
+def source_inputs() -> list[tuple[Any, gr.Button, str]]:
     """Microphone, file and video address, each with its button and the text that asks for it where it is empty."""
     with gr.Tabs():
         with gr.Tab(localized("speak")):
@@ -183,9 +223,6 @@ def source_inputs(examples: tuple[Path, ...]) -> list[tuple[gr.components.Compon
         with gr.Tab(localized("file")):
             upload = gr.File(label=localized("upload"), height=140, elem_id="upload")
             file_button = transcribe_button("file")
-            if examples:
-                paths = list(map(str, examples))
-                gr.Examples(paths, upload, label=localized("examples"), api_visibility="private")
         with gr.Tab(localized("video")):
             url = gr.Textbox(label=localized("url"), placeholder="https://www.youtube.com/watch?v=…", max_lines=1)
             video_button = transcribe_button("video")
@@ -201,27 +238,44 @@ def transcribe_button(source: str) -> gr.Button:
 
 
 class TranscriptPane:
-    """One model's text: its segments with their times, as they come, to be copied or had as files."""
+    """One model's text: its segments with their times, as they come, to be edited, copied or had as files."""
 
     def __init__(self, elem_id: str, visible: bool = True):
+        self.saved = gr.State(None)  # the path of the text's JSON
+        texts = gr.Textbox(visible=False)  # takes what was edited
         with gr.Column(min_width=260, visible=visible) as self.column:
             self.text = gr.HTML(elem_id=elem_id, elem_classes="text", container=True)
             with gr.Row():
                 self.copy = gr.Button(localized("copy"), **SMALL_BUTTON)
+                self.edit = gr.Button(localized("edit"), elem_id=f"edit-{elem_id}", **SMALL_BUTTON)
                 self.files = [gr.DownloadButton(kind, **SMALL_BUTTON) for kind in FORMATS]
         self.copy.click(None, js=COPY_JS % elem_id, **UNQUEUED)
-        self.outputs = [self.column, self.text, self.copy, *self.files]
+        outputs = [self.saved, self.copy, self.edit, *self.files]
+        self.edit.click(self.keep_changes, [texts, self.saved], outputs, js=EDIT_JS % elem_id, **PRIVATE)
+        self.outputs = [self.column, self.text, *outputs]
 
     def show_start(self, name: str | None) -> Update:
         """Empty, for a model, or hidden where there is none."""
         start: Update = {self.column: gr.update(visible=name is not None), self.text: transcript_html(name or "", [])}
-        return start | dict.fromkeys([self.copy, *self.files], gr.update(interactive=False))
+        start |= dict.fromkeys([self.copy, *self.files], gr.update(interactive=False))
+        return start | {self.edit: gr.update(value=localized("edit"), interactive=False)}
 
     def show_downloads(self, segments: list[Segment], stem: str) -> Update:
-        downloads: Update = {self.copy: gr.update(interactive=True)}
-        for button, path in zip(self.files, write_downloads(segments, stem), strict=True):
+        downloads: Update = {self.copy: gr.update(interactive=True), self.edit: gr.update(interactive=bool(segments))}
+        paths = write_downloads(segments, stem)
+        for button, path in zip(self.files, paths, strict=True):
             downloads[button] = gr.update(value=path, interactive=True)
-        return downloads
+        return downloads | {self.saved: paths[-1]}
+
+    def keep_changes(self, texts: str, saved: str | None, request: gr.Request) -> Update:
+        """Begin to edit where there are no texts yet, or write the files anew with these."""
+        language = request_language(request)
+        with as_gradio_errors(language):
+            if not texts:
+                return {self.edit: translate(language, "keep")}
+            path = upload_path({"path": saved}, language)
+            segments = edit_segments(read_segments(path), texts)
+            return self.show_downloads(segments, path.stem) | {self.edit: translate(language, "edit")}
 
 
 class TranscriptionView:
@@ -231,9 +285,13 @@ class TranscriptionView:
         self.last = last
         self.status = gr.HTML(elem_id="status")
         self.stop = gr.Button(localized("stop"), visible=False, size="md", elem_id="stop")
+        self.player = gr.HTML(visible=False, elem_id="player")
+        self.reference = gr.HTML(visible=False, elem_id="reference")
+        self.live = gr.HTML(live_html(), elem_id="live")
         with gr.Row():
             self.panes = [TranscriptPane("left"), TranscriptPane("right", visible=False)]
-        self.outputs = [self.status, self.stop, last, *(part for pane in self.panes for part in pane.outputs)]
+        heard = [self.player, self.reference, self.live]
+        self.outputs = [self.status, self.stop, last, *heard, *(part for pane in self.panes for part in pane.outputs)]
 
     def show_ready(self, request: gr.Request) -> str:
         return status_html(translate(request_language(request), "ready"))
@@ -247,35 +305,45 @@ class TranscriptionView:
     def show_failure(self, language: str) -> Update:
         return {self.status: status_html(translate(language, "failed")), self.stop: HIDDEN}
 
-    def show_start(self, names: list[str], language: str) -> Update:
+    def show_start(self, names: list[str], language: str, source: Source) -> Update:
+        path, said = source
         update: Update = {self.status: progress_html(TranscriptionProgress(), language), self.last: None}
+        player = player_html(path, language) if isinstance(path, Path) else ""
+        update |= {self.player: gr.update(value=player, visible=bool(player))}
+        update |= {self.reference: gr.update(value=reference_html(said, "", language), visible=bool(said))}
         for pane, name in zip(self.panes, [*names, None], strict=False):
             update |= pane.show_start(name)
         return update
 
-    def show_progress(self, progress: TranscriptionProgress, language: str, names: list[str]) -> Update:
+    def show_progress(self, progress: TranscriptionProgress, language: str, names: list[str], source: Source) -> Update:
         update: Update = {self.status: progress_html(progress, language)}
         for pane, name, segments in zip(self.panes, names, progress.segments, strict=False):
-            update[pane.text] = transcript_html(name, segments)
+            update[pane.text] = transcript_html(name, segments, play_label(source, language))
         return update
 
-    def show_result(
-        self, progress: TranscriptionProgress, language: str, names: list[str], source: Path | str
-    ) -> Update:
-        update = self.show_progress(progress, language, names)
+    def show_result(self, progress: TranscriptionProgress, language: str, names: list[str], source: Source) -> Update:
+        path, said = source
+        update = self.show_progress(progress, language, names, source)
         text = translate(language, "done" if any(progress.segments) else "silence", time=format_time(progress.seconds))
-        update |= {self.status: status_html(text), self.stop: HIDDEN}
-        stem = source.stem[:MAX_STEM] if isinstance(source, Path) else "video"
+        update |= {self.status: status_html(text), self.stop: HIDDEN, self.live: live_html()}
+        stem = path.stem[:MAX_STEM] if isinstance(path, Path) else "video"
         for pane, name, segments in zip(self.panes, names, progress.segments, strict=False):
             update |= pane.show_downloads(segments, f"{stem}-{name}")
         texts = list(map(transcript_text, progress.segments))
+        if said:
+            update[self.reference] = reference_html(said, texts[0], language)
         if len(texts) > 1:
             compared = mark_differences(*texts)
             for pane, name, segments, pieces in zip(self.panes, names, progress.segments, compared, strict=True):
-                update[pane.text] = compared_html(name, segments, pieces)
-        if isinstance(source, Path) and progress.seconds <= MAX_SECONDS:
-            update[self.last] = {"path": str(source), "text": texts[0]}
+                update[pane.text] = compared_html(name, segments, pieces, play_label(source, language))
+        if isinstance(path, Path) and progress.seconds <= MAX_SECONDS:
+            update[self.last] = {"path": str(path), "text": texts[0]}
         return update
+
+
+def play_label(source: Source, language: str) -> str:
+    """What a segment's button does; "" for a video, whose audio is not kept."""
+    return translate(language, "play") if isinstance(source[0], Path) else ""
 
 
 def write_downloads(segments: list[Segment], stem: str) -> list[str]:
@@ -287,27 +355,76 @@ def write_downloads(segments: list[Segment], stem: str) -> list[str]:
     return list(map(str, paths))
 
 
+def read_segments(path: Path) -> list[Segment]:
+    """The segments of a JSON that ``as_json`` wrote."""
+    segments = json.loads(path.read_text(encoding="utf-8"))["segments"]
+    return [Segment(**{**each, "words": tuple(Word(**word) for word in each["words"])}) for each in segments]
+
+
+def edit_segments(segments: list[Segment], texts: str) -> list[Segment]:
+    """Segments with other texts, a JSON list; those that changed lose their words. Raises UserError."""
+    try:
+        edited = json.loads(texts)
+    except ValueError:
+        edited = None
+    if not isinstance(edited, list) or [*map(type, edited)] != [str] * len(segments):
+        raise UserError(FORGED)
+    lines = [" ".join(text.split()) for text in edited]
+    return [
+        each if line == each.text else replace(each, text=line, words=())
+        for each, line in zip(segments, lines, strict=True)
+    ]
+
+
 def transcribe_handler(
     transcriber: Transcriber, view: TranscriptionView, missing: str
 ) -> Callable[[Upload | str | None, str, str, gr.Request], Iterator[Update]]:
     """What a Transcribe button does, for sources of one kind; ``missing`` asks for a source."""
 
     def run(source: Upload | str | None, model: str, other: str, request: gr.Request) -> Iterator[Update]:
-        language = request_language(request)
-        names = list(dict.fromkeys(filter(None, (model, other))))
-        with as_gradio_errors(language):
-            try:
-                recording = given_source(source, language, missing)
-                yield view.show_start(names, language)
-                updated, progress = time.monotonic(), TranscriptionProgress()
-                for progress in transcriber.transcribe(names, recording, request_client(request)):
-                    if time.monotonic() - updated > PAGE_SECONDS:
-                        yield view.show_progress(progress, language, names)
-                        updated = time.monotonic()
-            except Exception:
-                yield view.show_failure(language)
-                raise
-            yield view.show_result(progress, language, names, recording)
+        def given(language: str) -> Source:
+            return given_source(source, language, missing), ""
+
+        yield from transcription_updates(transcriber, view, given, [model, other], request)
+
+    return run
+
+
+def transcription_updates(
+    transcriber: Transcriber,
+    view: TranscriptionView,
+    given: Callable[[str], Source],
+    models: list[str],
+    request: gr.Request,
+) -> Iterator[Update]:
+    """What the page shows while a source is transcribed. given: the source, by the language to complain in."""
+    language = request_language(request)
+    names = list(dict.fromkeys(filter(None, models)))
+    with as_gradio_errors(language):
+        try:
+            source = given(language)
+            yield view.show_start(names, language, source)
+            updated, progress = time.monotonic(), TranscriptionProgress()
+            for progress in transcriber.transcribe(names, source[0], request_client(request)):
+                if time.monotonic() - updated > PAGE_SECONDS:
+                    yield view.show_progress(progress, language, names, source)
+                    updated = time.monotonic()
+        except Exception:
+            yield view.show_failure(language)
+            raise
+        yield view.show_result(progress, language, names, source)
+
+
+def example_handler(
+    transcriber: Transcriber, view: TranscriptionView, example: Example
+) -> Callable[[str, str, gr.Request], Iterator[Update]]:
+    """What an example's button does: the browser gets a copy to play, which is deleted in time."""
+
+    def run(model: str, other: str, request: gr.Request) -> Iterator[Update]:
+        def given(language: str) -> Source:
+            return Path(shutil.copy(example.path, tempfile.mkdtemp(dir=get_upload_folder()))), example.text
+
+        yield from transcription_updates(transcriber, view, given, [model, other], request)
 
     return run
 
@@ -344,8 +461,20 @@ def add_api(transcriber: Transcriber, first: str) -> None:
     gr.api(list_models, api_name="models", queue=False)
 
 
+def add_live(transcriber: Transcriber) -> None:
+    """What the page's microphone calls with each piece of audio; no part of the API, for it may change."""
+    speakers = LiveSpeakers(transcriber.models, transcriber.turns, transcriber.settings.max_seconds)
+
+    def live(request: gr.Request, audio: str, rate: int, model: str, id: str = "", last: bool = False) -> dict:
+        with as_gradio_errors(request_language(request)):
+            if not all(isinstance(each, str) for each in (audio, model, id)) or not isinstance(rate, int):
+                raise UserError(FORGED)
+            return speakers.hear(id, audio, rate, model, last is True, request_client(request))
+
+    gr.api(live, api_name="live", queue=False, api_visibility="undocumented")
+
+
 def api_result(model: str, progress: TranscriptionProgress) -> dict:
     """What a program gets; times in seconds, to the millisecond."""
     (segments,) = progress.segments
-    parts = [{"start": round(each.start, 3), "end": round(each.end, 3), "text": each.text} for each in segments]
-    return {"text": transcript_text(segments), "segments": parts, "model": model}
+    return {**as_values(segments), "model": model}

@@ -24,7 +24,7 @@ from app.transcriber import MEGABYTE
 from stages.params import App
 from stages.runtime.errors import UserError
 
-STYLESHEET = Path(__file__).with_name("style.css")
+STYLESHEET, SCRIPT = (Path(__file__).with_name(name) for name in ("style.css", "page.js"))
 # Of all that gradio answers: it also fetches addresses for others, runs programs, and shows what people did.
 PAGE_PATHS = {"/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json"}
 API_CALLS = {
@@ -154,6 +154,7 @@ def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: 
             i18n=gradio.I18n(**browser_texts()),
             theme=page_theme(),
             css_paths=STYLESHEET,
+            js=SCRIPT.read_text(encoding="utf-8"),
             app_kwargs={"middleware": [Middleware(AddressFilter, frames=visitors.frames), guard]},
         )
     except OSError as error:

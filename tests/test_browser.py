@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from app import video
 from app.comparison import mark_differences
-from app.formats import as_srt, as_txt, as_vtt
+from app.formats import as_json, as_srt, as_txt, as_vtt
 from app.models import Models
+from app.rendering import UNSURE
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.transcription import Segment, transcribe
@@ -31,6 +33,18 @@ from tests.support.video import Reply, Site
 from tests.support.video import serve as serve_videos
 
 expect.set_options(timeout=1000 * PATIENCE)
+
+
+LIGHTS = """() => {
+    window.lit = [];
+    window.times = [];
+    new MutationObserver(() => {
+        const word = document.querySelector("#left .now");
+        if (!word) return;
+        window.lit.push(word.innerText);
+        window.times.push(document.querySelector("#player audio").currentTime);
+    }).observe(document.querySelector("#left"), {attributes: true, subtree: true});
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -140,18 +154,25 @@ def test_a_file_becomes_text_with_times_and_files(demo, page, clips):
     transcribe_file(page, clips[0])
     expect_text(page, found)
     assert page.locator("#left time").all_inner_texts() == [f"0:0{int(each.start)}" for each in found]
-    for kind, form in {"txt": as_txt, "srt": as_srt, "vtt": as_vtt}.items():
+    for kind, form in {"txt": as_txt, "srt": as_srt, "vtt": as_vtt, "json": as_json}.items():
         with page.expect_download() as coming:
             page.get_by_role("button", name=kind, exact=True).click()
         assert coming.value.suggested_filename == f"{clips[0].stem}-tuned.{kind}"
         assert coming.value.path().read_text(encoding="utf-8") == form(found)
 
 
-def test_the_microphone(page):
-    record(page, "#microphone")
-    page.locator("#transcribe-speak").click()
+def test_the_microphone_gives_text_while_one_speaks_and_at_the_end_that_of_the_recording(demo, page):
+    box = page.locator("#microphone")
+    box.get_by_role("button", name="Record").click()
+    expect(page.locator("#live p")).to_have_text(re.compile(r"\w"))
+    box.get_by_role("button", name="Stop").first.click()
     expect(page.locator("#left span").first).to_be_visible()
     expect(page.locator("#status")).to_contain_text("Done: 0:0")
+    expect(page.locator("#live p")).to_be_empty()
+    recorded = max(Path(get_upload_folder()).rglob("audio.w*"), key=lambda path: path.stat().st_mtime)
+    expect_text(page, segments(demo, recorded))
+    page.locator("#transcribe-speak").click()
+    expect_text(page, segments(demo, recorded))
 
 
 def test_a_videos_address(demo, page, site, clips):
@@ -162,12 +183,44 @@ def test_a_videos_address(demo, page, site, clips):
     expect_text(page, segments(demo, clips[1]))
 
 
-def test_an_example(demo, page, clips):
-    page.get_by_role("tab", name="File", exact=True).click()
-    page.get_by_text("example.wav").click()
-    expect(page.locator("#upload").get_by_text("example")).to_be_visible()
-    page.locator("#transcribe-file").click()
-    expect_text(page, segments(demo, clips[2]))
+def test_an_example_is_one_click_from_its_text_and_what_was_said(demo, page, clips):
+    page.get_by_role("button", name="example").click()
+    found = segments(demo, clips[2])
+    expect_text(page, found)
+    said, _ = mark_differences("example", words(found))
+    expect(page.locator("#reference")).to_contain_text("Said: example")
+    assert page.locator("#reference mark").all_inner_texts() == [piece for piece, differs in said if differs]
+
+
+def test_a_click_on_a_segment_plays_it_word_by_word(demo, page, clips):
+    page.get_by_role("button", name="example").click()
+    found = segments(demo, clips[2])
+    expect_text(page, found)
+    shown = [word for segment in found for word in segment.words]
+    assert page.locator("#left i").all_inner_texts() == [word.text for word in shown]
+    unsure = [word.text for word in shown if word.probability < UNSURE]
+    assert page.locator("#left i.unsure").all_inner_texts() == unsure
+    page.evaluate(LIGHTS)
+    page.get_by_role("button", name=re.compile("^Play from")).last.click()
+    page.wait_for_function("() => window.lit.length && document.querySelector('#player audio').paused")
+    lit, times = page.evaluate("() => [window.lit, window.times]")
+    assert set(lit) <= {word.text for word in found[-1].words} != set()
+    assert found[-1].start - 0.01 <= times[0] <= times[-1] <= found[-1].end + 0.5
+
+
+def test_what_is_edited_is_what_is_saved(demo, page, clips):
+    transcribe_file(page, clips[0])
+    found = segments(demo, clips[0])
+    expect_text(page, found)
+    page.locator("#edit-left").click()
+    expect(page.locator("#edit-left")).to_have_text("Keep the changes")
+    page.locator("#left span").first.fill("rättat <b> & klart")
+    page.locator("#edit-left").click()
+    expect(page.locator("#edit-left")).to_have_text("Edit")
+    with page.expect_download() as coming:
+        page.get_by_role("button", name="json", exact=True).click()
+    edited = [replace(found[0], text="rättat <b> & klart", words=()), *found[1:]]
+    assert coming.value.path().read_text(encoding="utf-8") == as_json(edited)
 
 
 # Models
@@ -175,6 +228,7 @@ def test_an_example(demo, page, clips):
 
 def test_a_model_is_chosen_by_what_is_known_of_it(demo, page, clips):
     expect(page.get_by_text("Word error rate 12.3 % (95 % interval 11.0 to 14.5)")).to_be_visible()
+    expect(page.locator("#notice")).to_contain_text("has heard nothing but a computer's voice")
     choose(page, "Model", "pretrained · WER not measured")
     expect(page.get_by_text("Not measured · trained on")).to_be_visible()
     transcribe_file(page, clips[0])
@@ -304,18 +358,27 @@ def test_a_foreign_page_cannot_upload_call_read_or_frame(demo, page, site):
     expect(page.locator("body")).to_have_text(re.compile("does not go by the name 'foreign.localhost'"))
 
 
-def test_each_language_has_its_page(visit):
+def test_each_language_has_its_page(visit, tmp_path):
     english, swedish = visit(locale="en-US"), visit(locale="sv-SE")
-    for page, label, tab, details in (
-        (english, "Model", "Improve it", "Word error rate 12.3 %"),
-        (swedish, "Modell", "Förbättra", "Ordfel 12,3 %"),
+    for page, label, tab, details, notice in (
+        (english, "Model", "Improve it", "Word error rate 12.3 %", "expect nonsense when you speak"),
+        (swedish, "Modell", "Förbättra", "Ordfel 12,3 %", "vänta dig nonsens när du talar"),
     ):
         expect(page.get_by_label(label, exact=True)).to_be_visible()
         expect(page.get_by_role("tab", name=tab)).to_be_visible()
         expect(page.get_by_text(details)).to_be_visible()
+        expect(page.locator("#notice")).to_contain_text(notice)
         assert "viska_" not in page.locator("body").inner_text()
     swedish.locator("#transcribe-speak").click()
     expect(swedish.get_by_test_id("toast-body")).to_contain_text("Det finns ingen inspelning än")
+    swedish.get_by_test_id("toast-close").click()
+    (tmp_path / "notes.wav").write_text("inget ljud")
+    swedish.get_by_role("tab", name="Fil", exact=True).click()
+    swedish.locator("#upload input[type=file]").set_input_files(tmp_path / "notes.wav")
+    expect(swedish.locator("#upload")).to_contain_text("notes")
+    swedish.locator("#transcribe-file").click()
+    told = "notes.wav är ingen läsbar ljud- eller videofil: innehållet är ogiltigt; gör om den"
+    expect(swedish.get_by_test_id("toast-body")).to_contain_text(told)
 
 
 def test_a_telephone_needs_no_sideways_scrolling(visit, clips):

@@ -1,11 +1,13 @@
-"""Segments as text, SubRip and WebVTT."""
+"""Segments as text, SubRip, WebVTT and JSON."""
 
+import json
 import re
 from dataclasses import dataclass
 
 import pytest
 
-from app.formats import as_srt, as_txt, as_vtt
+from app.formats import as_json, as_srt, as_txt, as_vtt
+from stages.asr.transcription import Word
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,7 @@ class Segment:
     start: float
     end: float
     text: str
+    words: tuple = ()
 
 
 TIME = r"(\d{2,}):([0-5]\d):([0-5]\d)[,.](\d{3})"
@@ -42,6 +45,15 @@ def test_plain():
     assert as_vtt(segments) == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nHej då.\n\n00:01:01.250 --> 01:02:03.002\nVi ses, å ä ö!\n"
     )
+
+
+def test_json_has_all_to_the_millisecond():
+    word = Word(0.1, 0.70049, "Hej", 0.98765)
+    timed = {"start": 0.1, "end": 0.7, "text": "Hej"}
+    assert json.loads(as_json([Segment(0.0, 1.50049, "Hej", (word,))])) == {
+        "text": "Hej",
+        "segments": [{"start": 0.0, "end": 1.5, "text": "Hej", "words": [timed | {"probability": 0.988}]}],
+    }
 
 
 def test_nothing_was_said():

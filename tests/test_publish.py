@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 
 from stages.asr.clips import SPLITS
 from stages.asr.model import folder_digest, load_model, save_model
+from stages.corpora.examples import N_EXAMPLES, read_examples
 from stages.params import load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import files_digest, write_json, write_text
@@ -384,6 +386,9 @@ def test_a_space_has_all_that_the_hub_needs_to_build_it(space):
     assert not [line for line in wanted if line.startswith(("dvc", "gto", "espeak", "datasets", "pydantic-core"))]
     settings = load_params(space / "params.yaml").app
     assert settings.recordings is None
+    examples = read_examples(space / "examples")
+    assert len(examples) == N_EXAMPLES and '"--examples", "examples"' in (space / "space.py").read_text()
+    assert all(soundfile.info(example.path).duration > 0.5 and example.text for example in examples)
 
 
 def test_a_space_stands_alone_and_shows_its_model(space, tmp_path):

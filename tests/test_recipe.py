@@ -279,6 +279,18 @@ def test_check_names_what_is_lacking(params, data, tiny):
     assert result.stderr.splitlines()[-1].startswith("Error: lab-2500 does not run here yet; lacking: data")
 
 
+def test_a_release_that_is_to_be_fetched_lacks_its_key_alone(params, data, monkeypatch):
+    names = {"corpus": "common_voice", "common_voice.archive": None, "common_voice.release": "25.0"}
+    apply_values(params, {f"download.{key}": value for key, value in names.items()})
+    values = load_params(params)
+    monkeypatch.setenv("MDC_API_KEY", "")
+    assert find_data(values).lack == "data" and "MDC_API_KEY is missing" in find_data(values).text
+    monkeypatch.setenv("MDC_API_KEY", "key")
+    found = find_data(values)
+    assert (found.text, found.lack) == ("Common Voice 25.0 in sv-SE, which `download` fetches", "")
+    assert expected_clips(values, found)[0] == {"train": 8254, "validation": 5501, "test": 5505}
+
+
 @pytest.mark.parametrize(("name", "millions"), [("tiny", 38), ("base", 73), ("small", 242), ("medium", 764)])
 def test_a_shape_is_known_by_name(params, name, millions):
     """OpenAI's model card: 39, 74, 244 and 769 M, the encoder's fixed positions among them."""

@@ -9,6 +9,7 @@ import soundfile
 
 from stages.asr.clips import SPLITS, clean_text
 from stages.corpora import synthetic
+from stages.corpora.examples import N_EXAMPLES, read_examples, write_examples
 from stages.params import Synthetic
 from stages.runtime.errors import UserError
 
@@ -29,6 +30,16 @@ def corpus(tmp_path_factory):
 
 def planned(text="åsa köper bröd", voice="sv+f2"):
     return synthetic.PlannedClip("train", "train-00000", text, voice, 50, 175, level=-25, snr=30, seed=1)
+
+
+def test_examples_are_the_first_test_clips_spoken_anew(corpus, tmp_path):
+    folder, clips = corpus
+    assert read_examples(tmp_path) == []
+    write_examples(SETTINGS.seed, tmp_path)
+    examples = read_examples(tmp_path)
+    assert [example.text for example in examples] == [clip.text for clip in clips["test"][:N_EXAMPLES]]
+    for example in examples:
+        assert example.path.read_bytes() == (folder / "test/audio" / example.path.name).read_bytes()
 
 
 def test_same_bytes_with_any_number_of_processes(corpus, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from stages.asr.decoding import decode
 from stages.asr.mel import log_mel
 from stages.asr.shards import Shards
-from stages.asr.transcription import Segment, transcribe, window_text, without_loop
+from stages.asr.transcription import Segment, transcribe, transcribe_window, without_loop, word_probabilities
 from stages.asr.vad import VadOptions
 from tests.support.material import allow, write_shards
 from tests.support.spoken import room, spoken_sentences
@@ -64,12 +64,14 @@ def test_a_clips_text_is_decodes(talking, spoken, tmp_path, context):
     shards.mel = lambda number: log_mel(clips[shards.entries[number].id], 80).astype(np.float32)
     texts = decode(talking, shards, 1)
     assert len(set(texts)) == len(texts)
-    assert [without_loop(text) for text in texts] == [window_text(talking, samples) for samples in clips.values()]
+    assert [without_loop(text) for text in texts] == [
+        transcribe_window(talking, samples).text for samples in clips.values()
+    ]
 
 
 def test_a_window_at_another_level_has_the_same_text(talking, spoken):
     gains = (2**-7, 2**-4)  # powers of two change no digit
-    texts = [window_text(talking, spoken[2][: 2 * RATE] * np.float32(gain)) for gain in gains]
+    texts = [transcribe_window(talking, spoken[2][: 2 * RATE] * np.float32(gain)).text for gain in gains]
     assert texts[0] == texts[1] != ""
 
 
@@ -93,6 +95,32 @@ def test_words_come_while_the_audio_does(talking, spoken):
     assert max(np.diff([0, *seconds])) <= 1.1
 
 
+class StopError(Exception):
+    pass
+
+
+def test_a_window_is_left_before_its_next_token_and_is_else_the_same(talking, spoken):
+    steps, checks = [], []
+
+    def stop_at_third() -> None:
+        checks.append(len(steps))
+        if len(checks) == 3:
+            raise StopError
+
+    samples = spoken[2][: 2 * RATE]
+    heard = transcribe_window(talking, samples)
+    counted = talking.whisper.model.decoder.register_forward_hook(lambda *_: steps.append(1))
+    try:
+        with pytest.raises(StopError):
+            transcribe_window(talking, samples, check=stop_at_third)
+        assert checks == [0, 1, 2] and len(steps) == 2
+        again = transcribe_window(talking, samples, check=lambda: checks.append(len(steps)))
+        assert again == heard and heard.text
+    finally:
+        counted.remove()
+    assert checks[3:] == list(range(2, len(steps))) and len(steps) > 5
+
+
 def test_silence_too_reports_each_second_and_the_end(talking):
     seconds = [at for at, _ in transcribe(talking, [room(3.5)] * 3)]
     assert seconds[-1] == pytest.approx(10.5)
@@ -114,6 +142,25 @@ def test_two_recordings_at_once_do_not_disturb_each_other(talking, spoken):
 def test_a_model_that_says_nothing_gives_no_segment(talking, spoken):
     allow(talking, {talking.whisper.generation_config.eos_token_id})
     assert segments(talking, spoken) == []
+
+
+def test_words_are_the_texts_in_order_of_time_each_with_its_probability(talking, spoken):
+    allow(talking, set(talking.tokenizer.encode("i o m", add_special_tokens=False)))
+    segments = [transcribe_window(talking, samples[: 2 * RATE], start=10.0) for samples in spoken]
+    assert max(len(heard.words) for heard in segments) > 1
+    for heard in filter(lambda heard: heard.text, segments):
+        assert [word.text for word in heard.words] == heard.text.split()
+        times = [time for word in heard.words for time in (word.start, word.end)]
+        assert times == sorted(times) and heard.start == 10.0 <= times[0] < times[-1] <= heard.end <= 12.0
+        assert all(0 < word.probability <= 1 for word in heard.words)
+
+
+def test_a_words_probability_is_that_of_its_letters(talking):
+    tokens = talking.tokenizer.encode("en båt", add_special_tokens=False)
+    rates = [0.9, 0.8, *[0.5] * (len(tokens) - 2)]
+    first, second = word_probabilities(talking, tokens, rates, "en båt")
+    assert (first, second) == (pytest.approx(0.72), pytest.approx(0.5 ** (len(tokens) - 2)))
+    assert word_probabilities(talking, tokens, rates, "båt båt båt") == [pytest.approx(second)] * 3
 
 
 def test_a_loop_is_said_once():

@@ -17,6 +17,7 @@ TOKENS_PER_SECOND = 30  # more than anyone says, in letters; bounds a transcript
 SPARE_TOKENS = 8  # on top of that, for very short clips
 
 Progress = Callable[[Iterable[list[int]], int], Iterable[list[int]]]  # (batches of clips' numbers, how many) -> batches
+Check = Callable[[], None]  # raises where the work is not wanted any more
 
 
 def prompt_tokens(model: SpeechModel) -> list[int]:
@@ -31,12 +32,20 @@ def prompt_tokens(model: SpeechModel) -> list[int]:
 
 
 @torch.inference_mode()
-def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int, timestamps: bool = False) -> list[list[int]]:
+def greedy_search(
+    model: SpeechModel,
+    mels: torch.Tensor,
+    max_tokens: int,
+    timestamps: bool = False,
+    probabilities: list[torch.Tensor] | None = None,
+    check: Check = lambda: None,
+) -> list[list[int]]:
     """The likeliest next token until the end token: (batch, n_mels, n_frames) float32 -> token ids of each text.
 
     Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or the
     generation_config's max_length with the prompt, at the latest. timestamps: a text begins and ends with one, as in
-    Whisper's own decoding.
+    Whisper's own decoding. probabilities: takes each step's, (batch,) float32, of the tokens that were chosen. check:
+    called before each token.
     """
     whisper, config = model.whisper, model.whisper.generation_config
     start = prompt_tokens(model)
@@ -52,6 +61,7 @@ def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int, times
     ended = torch.zeros(len(mels), dtype=torch.bool, device=whisper.device)
     texts = []
     for step in range(min(max_tokens, config.max_length - len(start))):
+        check()
         hidden = whisper.model.decoder(
             input_ids=tokens, encoder_hidden_states=encoded, past_key_values=cache, use_cache=True
         ).last_hidden_state
@@ -66,6 +76,8 @@ def greedy_search(model: SpeechModel, mels: torch.Tensor, max_tokens: int, times
             unfinished = (best == config.eos_token_id) & (stamps % 2 == 1)
             best = torch.where(unfinished, logits[:, first_stamp:].argmax(-1) + first_stamp, best)
             stamps += best >= first_stamp
+        if probabilities is not None:
+            probabilities.append(logits.float().softmax(-1).gather(1, best[:, None])[:, 0])
         tokens = best.masked_fill(ended, config.eos_token_id)[:, None]
         ended |= tokens[:, 0] == config.eos_token_id
         if ended.all():

@@ -19,6 +19,7 @@ from app.models import Models, repository_models
 from app.transcriber import FetchAudio
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.model import SpeechModel, load_model, save_model
+from stages.corpora.examples import Example
 from stages.corpora.synthetic import collect
 from stages.params import App, Synthetic, load_params
 from stages.runtime.files import write_json
@@ -52,7 +53,7 @@ def serve(
     settings = settings.model_copy(update=changes)
     corpus = folder / "recordings"
     with server.private_folder():
-        examples = tuple(folder.glob("*.wav"))
+        examples = [Example(path, path.stem) for path in folder.glob("*.wav")]
         blocks = page.build_page(models, settings, None, corpus if improve else None, params, examples, fetch_audio)
         with server.serve_page(blocks, settings, "127.0.0.1", free_port(), share=False) as url:
             yield Demo(url, models, settings, corpus, params)

@@ -7,6 +7,7 @@ from copy import deepcopy
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
+from stages.corpora.examples import write_examples
 from stages.params_file import set_value, yaml_text
 from stages.runtime.errors import UserError
 from stages.runtime.files import write_text
@@ -27,10 +28,11 @@ from stages.runtime.command import run
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).parent)  # where params.yaml is
-    run(lambda: main, ["--models", "{model}", "--host", "0.0.0.0", *sys.argv[1:]])
+    run(lambda: main, ["--models", "{model}", "--examples", "examples", "--host", "0.0.0.0", *sys.argv[1:]])
 '''
 ENTRIES = ("app.main", "stages.runtime.command")  # what the page imports
-REGISTRY = {"dvc", "dvc_data", "dvc_objects", "gto"}  # what reads a clone's pins; a Space has its one model beside it
+# What a clone needs for its pins and its examples; a Space has its one model and its example sounds beside it.
+CLONE_ONLY = {"dvc", "dvc_data", "dvc_objects", "gto", "espeakng_loader"}
 MANUAL = ("README.md", "page.png")  # of the demo's package
 CPU_INDEX = "https://download.pytorch.org/whl/{}"
 
@@ -44,6 +46,8 @@ def write_space(release: Release, model: Path, repo: str, folder: Path) -> None:
     place = release.name.replace("@", "-")
     for path in sorted(model.iterdir()):
         copy_file(path, folder / place / path.name)
+    if release.corpus == "synthetic":  # other corpora's voices are people's, who did not ask to be on a page
+        write_examples(release.params["download"]["synthetic"]["seed"], folder / "examples")
     pins = read_constraints(release.files)
     params = deepcopy(release.params)
     set_value(params, "app.recordings", None)
@@ -78,10 +82,10 @@ def package_files(modules: set[Path], root: Path) -> set[Path]:
 
 
 def imported_packages(modules: set[Path]) -> set[str]:
-    """The top-level names of others' packages that modules import, also inside functions, but for the registry's."""
+    """The top-level names of others' packages that modules import, also inside functions, but for CLONE_ONLY."""
     names = {name for path in modules for name in imported_names(path.read_text(encoding="utf-8"))}
     own = {entry.partition(".")[0] for entry in ENTRIES}
-    return {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names - REGISTRY
+    return {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names - CLONE_ONLY
 
 
 def data_files(root: Path) -> set[Path]:
