@@ -129,12 +129,38 @@ Reason = Annotated[str, Field(pattern=r"^[\w ,'-]+$")]  # a key of counts
 ClipId = Annotated[str, Field(min_length=1)]
 
 
+class HubSplit(Section):
+    splits: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    limit: Count | None
+
+
+class Hub(Section):
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    config: Annotated[str, Field(min_length=1)] | None
+    audio: Annotated[str, Field(min_length=1)]
+    text: Annotated[str, Field(min_length=1)]
+    speaker: Annotated[str, Field(min_length=1)] | None
+    train: HubSplit
+    validation: HubSplit
+    test: HubSplit
+    min_seconds: Annotated[float, Field(ge=0)]
+    max_seconds: Annotated[float, Field(gt=0)]
+
+
 class Download(Section):
-    corpus: Literal["synthetic", "common_voice", "folder"]
+    corpus: Literal["synthetic", "common_voice", "folder", "hub"]
     drop: dict[Reason, list[ClipId]]
     synthetic: Synthetic
     common_voice: CommonVoice
     folder: Folder
+    hub: Hub
+
+    @model_validator(mode="after")
+    def hub_is_pinned(self) -> Self:
+        if self.corpus == "hub" and self.hub.revision is None:
+            raise ValueError("hub.revision must be the data set's commit; `tools.recipe set --pin` looks it up")
+        return self
 
 
 class Featurize(Section):

@@ -57,8 +57,8 @@ RELEASES = {  # clips by table, of Common Voice releases that need not be at han
     "cv-corpus-25.0-sv-SE": {"train": 8254, "dev": 5501, "test": 5505, "other": 5946, "validated": 42664},
     "cv-corpus-11.0-sv-SE": {"train": 7308, "dev": 5052, "test": 5069, "other": 5699},
 }
-SECONDS = {"synthetic": 2.1, "common_voice": 4.0, "folder": 4.0}  # of a typical clip
-RAW_BYTES = {"synthetic": 2 * SAMPLE_RATE, "common_voice": 6000, "folder": 2 * SAMPLE_RATE}  # a second: wav, mp3, wav
+SECONDS = {"synthetic": 2.1, "common_voice": 4.0, "folder": 4.0, "hub": 8.0}  # of a typical clip
+RAW_BYTES = dict.fromkeys(SECONDS, 2 * SAMPLE_RATE) | {"common_voice": 6000}  # a second: of wav, and of mp3
 LETTERS, PIECES = 12, 4  # label tokens a second, of a tokenizer that spells and of OpenAI's
 SMALL = 20e6  # parameters up to which a processor takes whole batches in a moment
 VALUE = 4  # bytes of a float32
@@ -126,6 +126,8 @@ def find_data(values: Params) -> Finding:
     download = values.download
     if download.corpus == "synthetic":
         return Finding("data", "synthetic, spoken here by espeak-ng: nothing to fetch")
+    if download.corpus == "hub":
+        return Finding("data", f"{download.hub.id} of the Hugging Face Hub, which `download` fetches")
     try:
         if path := corpus_path(values):
             return Finding("data", f"{path} is there")
@@ -151,6 +153,9 @@ def expected_clips(values: Params, data: Finding) -> tuple[dict[str, int], str]:
     download = values.download
     if download.corpus == "synthetic":
         return {split: getattr(download.synthetic, split) for split in SPLITS}, "params.yaml"
+    if download.corpus == "hub":
+        limits = {split: getattr(download.hub, split).limit for split in SPLITS}
+        return {split: limit for split, limit in limits.items() if limit}, "limits of params.yaml"
     path = None if data.lack else corpus_path(values)
     if download.corpus == "folder":
         return count_recordings(values, path) if path else ({}, "unknown")
