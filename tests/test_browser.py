@@ -25,7 +25,8 @@ from app.models import Models
 from app.rendering import UNSURE
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.recording import open_recording
-from stages.asr.transcription import Segment, transcribe
+from stages.asr.segments import Segment
+from stages.asr.transcription import transcribe
 from tests.support.browser import MISSING, Found, chromium, find_browser
 from tests.support.demo import PATIENCE, Demo, babbling_models, connect, long_recording, serve, spoken, until
 from tests.support.material import ROOT
