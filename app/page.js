@@ -37,4 +37,80 @@
     const moved = event.target.currentTime;
     if (moved >= end) end = Infinity; // somebody went on by hand
   }, true);
+
+  // Text while somebody speaks. The recorder's own stream is listened to: a second one may mute it.
+  const devices = navigator.mediaDevices;
+  let stream = null;
+  if (devices) {
+    const open = devices.getUserMedia.bind(devices);
+    devices.getUserMedia = async (wanted) => (stream = await open(wanted));
+  }
+  const tap = `registerProcessor("tap", class extends AudioWorkletProcessor {
+    process(inputs) {
+      if (inputs[0][0]) this.port.postMessage(inputs[0][0].slice());
+      return true;
+    }
+  })`;
+  const SECONDS = 0.25, MOST_SECONDS = 4; // of audio that goes out at once
+  let speaking = null;
+
+  const encode = (pieces) => {
+    const samples = new Float32Array(pieces.reduce((sum, piece) => sum + piece.length, 0));
+    let place = 0;
+    for (const piece of pieces) { samples.set(piece, place); place += piece.length; }
+    const bytes = new DataView(new ArrayBuffer(2 * samples.length));
+    samples.forEach((value, at) => bytes.setInt16(2 * at, Math.max(-32768, Math.min(32767, value * 32768)), true));
+    let text = "";
+    for (let at = 0; at < bytes.byteLength; at++) text += String.fromCharCode(bytes.getUint8(at));
+    return btoa(text);
+  };
+  const show = (settled, newest) => {
+    const line = document.querySelector("#live p");
+    if (!line) return;
+    const words = document.createElement("span"), unsettled = document.createElement("i");
+    words.textContent = settled + " ";
+    unsettled.textContent = newest;
+    line.replaceChildren(words, unsettled);
+  };
+  // One piece is on its way at a time, so that whatever the model needs, what comes next is the newest.
+  const send = async (own) => {
+    const rate = own.context.sampleRate;
+    for (;;) {
+      const length = own.pieces.reduce((sum, piece) => sum + piece.length, 0);
+      if (length < SECONDS * rate && !own.ended) {
+        await new Promise((resolve) => setTimeout(resolve, 50));
+        continue;
+      }
+      const pieces = own.pieces.splice(0, Math.ceil((MOST_SECONDS * rate) / 128));
+      const last = own.ended && !own.pieces.length;
+      try {
+        const answer = await fetch("gradio_api/run/live", {
+          method: "POST",
+          headers: {"Content-Type": "application/json"},
+          body: JSON.stringify({data: [encode(pieces), rate, own.model, own.id, last]}),
+        });
+        if (!answer.ok) return; // the text comes at the end
+        const [heard] = (await answer.json()).data;
+        own.id = heard.id;
+        if (speaking === own && !own.ended) show(heard.settled, heard.newest);
+      } catch { return; }
+      if (last) return;
+    }
+  };
+  window.viskaSpeak = async (model) => {
+    if (!stream || !window.AudioWorkletNode) return;
+    const context = new AudioContext();
+    const own = (speaking = {context, model, id: "", pieces: [], ended: false});
+    show("", "");
+    await context.audioWorklet.addModule(URL.createObjectURL(new Blob([tap], {type: "text/javascript"})));
+    const node = new AudioWorkletNode(context, "tap");
+    node.port.onmessage = (message) => own.ended || own.pieces.push(message.data);
+    context.createMediaStreamSource(stream).connect(node);
+    send(own);
+  };
+  window.viskaStop = () => {
+    if (!speaking) return;
+    speaking.ended = true;
+    speaking.context.close();
+  };
 }

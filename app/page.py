@@ -31,10 +31,12 @@ from app.events import (
 )
 from app.formats import as_json, as_srt, as_txt, as_values, as_vtt
 from app.improve_tab import build_improve_tab
+from app.live import LiveSpeakers
 from app.models import Models
 from app.rendering import (
     compared_html,
     is_synthetic,
+    live_html,
     model_choices,
     player_html,
     progress_html,
@@ -74,6 +76,7 @@ EDIT_JS = """() => {
     editing || texts[0]?.focus();
     return [editing ? JSON.stringify(texts.map(e => e.innerText)) : '', null];
 }"""
+SPEAK_JS, SILENT_JS = "(model) => { viskaSpeak(model) }", "() => { viskaStop() }"
 Source = tuple[Path | str, str]  # a file, or a video's address, and what is known to be said in it
 Update = dict[Any, Any]  # new values by component
 
@@ -142,6 +145,7 @@ def build_page(
                 with gr.Tab(label=localized("improve")):
                     build_improve_tab(page, corpus, params, last, speaker)
         add_api(transcriber, first)
+        add_live(transcriber)
     return page
 
 
@@ -158,14 +162,19 @@ def build_transcribe_tab(
             view = TranscriptionView(last)
     page.load(view.show_ready, None, view.status, **UNQUEUED)
     how: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": view.status, **PRIVATE}
+    microphone = sources[0][0]
     running = []
-    ways: list[tuple[gr.Button, list[gr.components.Component], Callable[..., Iterator[Update]]]] = [
-        *((button, [source], transcribe_handler(transcriber, view, missing)) for source, button, missing in sources),
-        *((button, [], example_handler(transcriber, view, example)) for button, example in buttons),
+    ways: list[tuple[Any, list[gr.components.Component], Callable[..., Iterator[Update]]]] = [
+        *((each[1].click, [each[0]], transcribe_handler(transcriber, view, each[2])) for each in sources),
+        *((button.click, [], example_handler(transcriber, view, example)) for button, example in buttons),
+        (microphone.stop_recording, [microphone], transcribe_handler(transcriber, view, "no_microphone")),
     ]
-    for button, source, handler in ways:
-        queued = button.click(view.show_waiting, None, [view.status, view.stop], **UNQUEUED)
+    for event, source, handler in ways:
+        queued = event(view.show_waiting, None, [view.status, view.stop], **UNQUEUED)
         running.append(queued.then(handler, [*source, *chosen], view.outputs, **how))
+    microphone.start_recording(None, chosen[0], None, js=SPEAK_JS, **UNQUEUED)
+    for end in (microphone.pause_recording, microphone.stop_recording):
+        end(None, None, None, js=SILENT_JS, **UNQUEUED)
     view.stop.click(view.show_stopped, None, [view.status, view.stop], cancels=running, **UNQUEUED)
 
 
@@ -203,7 +212,7 @@ def example_buttons(examples: Sequence[Example]) -> list[tuple[gr.Button, Exampl
         return [(gr.Button(f"▸ {example.text}", size="sm"), example) for example in examples]
 
 
-def source_inputs() -> list[tuple[gr.components.Component, gr.Button, str]]:
+def source_inputs() -> list[tuple[Any, gr.Button, str]]:
     """Microphone, file and video address, each with its button and the text that asks for it where it is empty."""
     with gr.Tabs():
         with gr.Tab(localized("speak")):
@@ -278,9 +287,10 @@ class TranscriptionView:
         self.stop = gr.Button(localized("stop"), visible=False, size="md", elem_id="stop")
         self.player = gr.HTML(visible=False, elem_id="player")
         self.reference = gr.HTML(visible=False, elem_id="reference")
+        self.live = gr.HTML(live_html(), elem_id="live")
         with gr.Row():
             self.panes = [TranscriptPane("left"), TranscriptPane("right", visible=False)]
-        heard = [self.player, self.reference]
+        heard = [self.player, self.reference, self.live]
         self.outputs = [self.status, self.stop, last, *heard, *(part for pane in self.panes for part in pane.outputs)]
 
     def show_ready(self, request: gr.Request) -> str:
@@ -315,7 +325,7 @@ class TranscriptionView:
         path, said = source
         update = self.show_progress(progress, language, names, source)
         text = translate(language, "done" if any(progress.segments) else "silence", time=format_time(progress.seconds))
-        update |= {self.status: status_html(text), self.stop: HIDDEN}
+        update |= {self.status: status_html(text), self.stop: HIDDEN, self.live: live_html()}
         stem = path.stem[:MAX_STEM] if isinstance(path, Path) else "video"
         for pane, name, segments in zip(self.panes, names, progress.segments, strict=False):
             update |= pane.show_downloads(segments, f"{stem}-{name}")
@@ -449,6 +459,19 @@ def add_api(transcriber: Transcriber, first: str) -> None:
 
     gr.api(transcribe, api_name="transcribe", concurrency_limit=None)
     gr.api(list_models, api_name="models", queue=False)
+
+
+def add_live(transcriber: Transcriber) -> None:
+    """What the page's microphone calls with each piece of audio; no part of the API, for it may change."""
+    speakers = LiveSpeakers(transcriber.models, transcriber.turns, transcriber.settings.max_seconds)
+
+    def live(request: gr.Request, audio: str, rate: int, model: str, id: str = "", last: bool = False) -> dict:
+        with as_gradio_errors(request_language(request)):
+            if not all(isinstance(each, str) for each in (audio, model, id)) or not isinstance(rate, int):
+                raise UserError(FORGED)
+            return speakers.hear(id, audio, rate, model, last is True, request_client(request))
+
+    gr.api(live, api_name="live", queue=False, api_visibility="undocumented")
 
 
 def api_result(model: str, progress: TranscriptionProgress) -> dict:

@@ -1,6 +1,7 @@
 """What the page shows of models, transcripts and progress, as HTML and lines of text."""
 
 import html
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -91,6 +92,11 @@ def reference_html(said: str, heard: str, language: str) -> str:
     pieces = mark_differences(said, heard)[0] if heard else [(said, None)]
     text = "".join(f"<mark>{html.escape(piece)}</mark>" if mark else html.escape(piece) for piece, mark in pieces)
     return f"<p><b>{translate(language, 'reference')}</b> {text}</p>"
+
+
+def live_html() -> str:
+    """An empty line, in which page.js writes what is being said; each differs, to replace the last one."""
+    return f'<p aria-live="polite" data-made="{time.monotonic()}"></p>'
 
 
 def player_html(path: Path, language: str) -> str:

@@ -58,6 +58,11 @@ class Turns:
                     turn.started = time.monotonic()
             return 0 if turn.started is not None else waiting.index(turn) + 1
 
+    def waiting(self) -> int:
+        """How many wait."""
+        with self.lock:
+            return sum(turn.started is None for turn in self.queue)
+
     def seconds(self, ahead: int) -> float:
         """About how long those who come before will take, by what the latest took."""
         return ahead * self.mean / AT_ONCE

@@ -1,10 +1,12 @@
 """``python -m bench.demo``: how long people wait for the demo, and what many at once do to it.
 
 The demo runs as a process of its own with the workspace's model. In Chromium, from the click to the text of a 5 s clip
-and to the first text of a 10 min file; through ``gradio_client``, rounds of clients at once, each with a recording of
+of an example, and to the first text of a 10 min file; how far the text is behind speech that
+comes at its own pace, and whether it ends as the file's; through ``gradio_client``, rounds of clients at once, each with a recording of
 its own: every text must be the one that the model gives without the demo, and memory must stay.
 """
 
+import base64
 import os
 import signal
 import statistics
@@ -18,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import httpx
 import psutil
 import soundfile
 from gradio_client import handle_file
@@ -31,18 +34,21 @@ from tests.support.demo import connect, free_port, long_recording
 
 MODEL = Path("models/tuned")
 MEGABYTE = 1_000_000
+PIECE_SECONDS = 0.25  # page.js's SECONDS
 
 
 @click.command()
 @click.option("--raw", type=click.Path(path_type=Path), default="data/raw/test/audio", show_default=True)
 @click.option("--clients", default=50, show_default=True)
 @click.option("--rounds", default=6, show_default=True)
+@click.option("--speak", default=60, show_default=True, help="Seconds of speech, at its own pace.")
 @click.option("--clicks", default=10, show_default=True)
-def main(raw: Path, clients: int, rounds: int, clicks: int) -> None:
+def main(raw: Path, clients: int, rounds: int, speak: int, clicks: int) -> None:
     """Measure waiting, pairing and memory."""
     clips = sorted(raw.glob("*.wav"))[:clients]
     with tempfile.TemporaryDirectory() as folder, running() as (address, process):
         click.echo(waiting(address, clips, Path(folder), clicks))
+        click.echo(speaking(address, long_recording(clips, Path(folder) / "speech.wav", speak)))
         for line in crowds(address, process, clips, rounds):
             click.echo(line)
 
@@ -70,9 +76,45 @@ def waiting(address: str, clips: list[Path], folder: Path, clicks: int) -> str:
         page = browser.new_page(locale="en-GB")
         page.goto(address)
         times = [from_click_to(page, short, "Done") for _ in range(clicks + 1)][1:]
+        examples = [from_example_to_text(page, number % 3) for number in range(clicks)]
         first = from_click_to(page, long, "of 10:00 transcribed")
     usual, worst = statistics.median(times), max(times)
-    return f"from click to text, 5 s: {usual:.2f} s, at worst {worst:.2f}; first text of 10 min: {first:.2f} s"
+    example = f"an example: {statistics.median(examples):.2f} s, at worst {max(examples):.2f}"
+    return (
+        f"from click to text, 5 s: {usual:.2f} s, at worst {worst:.2f}; {example}; first text of 10 min: {first:.2f} s"
+    )
+
+
+def from_example_to_text(page: Page, number: int) -> float:
+    """Seconds from the click on an example to its text."""
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("The text will appear here")
+    button = page.locator("#examples button").nth(number)
+    expect(button).to_be_visible()
+    begun = time.monotonic()
+    button.click()
+    expect(page.locator("#status")).to_contain_text("Done", timeout=60_000)
+    return time.monotonic() - begun
+
+
+def speaking(address: str, path: Path) -> str:
+    """How long after it was said each quarter of a second is in the text, as page.js sends it: what has come by then."""
+    samples, rate = soundfile.read(path, dtype="int16")
+    heard, sent, lags = {"id": ""}, 0, []
+    begun = time.monotonic()
+    while sent < len(samples):
+        time.sleep(max(sent / rate + PIECE_SECONDS - (time.monotonic() - begun), 0))
+        ready = min(round((time.monotonic() - begun) * rate), len(samples))
+        audio = base64.b64encode(samples[sent:ready].tobytes()).decode()
+        data = [audio, rate, MODEL.name, heard["id"], ready == len(samples)]
+        answer = httpx.post(f"{address}/gradio_api/run/live", json={"data": data}, timeout=60)
+        (heard,) = answer.raise_for_status().json()["data"]
+        lags.append(time.monotonic() - begun - sent / rate)
+        sent = ready
+    same = "the file's" if heard["settled"] == ask(address, path) else "NOT the file's"
+    median, p95 = statistics.median(lags), sorted(lags)[int(0.95 * len(lags))]
+    lag = f"{median:.2f} s behind, 95 % within {p95:.2f}, at worst {max(lags):.2f}"
+    return f"{len(samples) / rate:.0f} s of speech at its own pace: {lag}; the text at the end is {same}"
 
 
 def from_click_to(page: Page, recording: Path, words: str) -> float:

@@ -162,11 +162,18 @@ def test_a_file_becomes_text_with_times_and_files(demo, page, clips):
         assert coming.value.path().read_text(encoding="utf-8") == form(found)
 
 
-def test_the_microphone(page):
-    record(page, "#microphone")
-    page.locator("#transcribe-speak").click()
+def test_the_microphone_gives_text_while_one_speaks_and_at_the_end_that_of_the_recording(demo, page):
+    box = page.locator("#microphone")
+    box.get_by_role("button", name="Record").click()
+    expect(page.locator("#live p")).to_have_text(re.compile(r"\w"))
+    box.get_by_role("button", name="Stop").first.click()
     expect(page.locator("#left span").first).to_be_visible()
     expect(page.locator("#status")).to_contain_text("Done: 0:0")
+    expect(page.locator("#live p")).to_be_empty()
+    recorded = max(Path(get_upload_folder()).rglob("audio.w*"), key=lambda path: path.stat().st_mtime)
+    expect_text(page, segments(demo, recorded))
+    page.locator("#transcribe-speak").click()
+    expect_text(page, segments(demo, recorded))
 
 
 def test_a_videos_address(demo, page, site, clips):

@@ -128,19 +128,32 @@ class SpeechSegmenter:
     def flush(self) -> Iterator[tuple[float, np.ndarray]]:
         """The segment that is under way, if one is, as nothing or silence follows."""
         if self._talking:
-            silent = max(self._silent - self._pad, 0)
-            yield from self._take(max(len(self._kept) - silent, 0))
+            yield from self._take(self._n_spoken())
         self._talking = self._cut = False
+
+    def under_way(self) -> np.ndarray | None:
+        """The samples that ``flush`` would give, (n,), which goes on being fed; None where nobody speaks."""
+        return self._speech(self._kept[: self._n_spoken()]) if self._talking else None
+
+    def _n_spoken(self) -> int:
+        """The chunks that are kept, less the silence at their end."""
+        return max(len(self._kept) - max(self._silent - self._pad, 0), 0)
 
     def _take(self, n: int) -> Iterator[tuple[float, np.ndarray]]:
         """The first n chunks that are kept, which are kept no longer; nothing where they are no speech."""
         end = self._n_samples - sum(len(chunk.samples) for chunk in self._kept[n:])
         taken, self._kept = self._kept[:n], self._kept[n:]
-        voiced = [at for at, chunk in enumerate(taken) if chunk.probability >= self._threshold]
-        if voiced and (self._cut or voiced[-1] - voiced[0] + 1 >= self._shortest):
-            first = max(onset(taken, voiced[0]) - self._pad, 0)
-            samples = np.concatenate([chunk.samples for chunk in taken[first:]])
+        samples = self._speech(taken)
+        if samples is not None:
             yield (end - len(samples)) / SAMPLE_RATE, samples
+
+    def _speech(self, taken: list[Chunk]) -> np.ndarray | None:
+        """The samples of chunks from where sound begins on; None where they are no speech."""
+        voiced = [at for at, chunk in enumerate(taken) if chunk.probability >= self._threshold]
+        if not voiced or not (self._cut or voiced[-1] - voiced[0] + 1 >= self._shortest):
+            return None
+        first = max(onset(taken, voiced[0]) - self._pad, 0)
+        return np.concatenate([chunk.samples for chunk in taken[first:]])
 
     def _quietest(self) -> int:
         """Where to cut: in the later half, and not so late that what follows is too short to be heard."""

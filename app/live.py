@@ -1,0 +1,139 @@
+"""Text while somebody still speaks: pieces of audio come in, and what has been said so far goes out.
+
+What comes before a pause is settled, and what a whole recording would give; what is being said is heard anew each time.
+"""
+
+import base64
+import binascii
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import soxr
+
+from app.models import Models
+from app.turns import AT_ONCE, OWN_COMPUTER, QueueFullError, Turns
+from stages.asr.audio import RATES
+from stages.asr.mel import FRAMES_PER_SECOND, SAMPLE_RATE
+from stages.asr.model import SpeechModel
+from stages.asr.transcription import Segment, transcribe_window, transcribe_windows
+from stages.asr.vad import CHUNK_SAMPLES, SpeechSegmenter, VadOptions
+from stages.runtime.errors import UserError
+
+SPEAKERS = 8  # who may speak at once
+SPEAKERS_OF_ONE = 2  # of one visitor
+SILENT_SECONDS = 30.0  # after which nobody is taken to speak any more
+
+
+class LiveTranscription:
+    """One recording that goes on. rate: of its samples, in Hz."""
+
+    def __init__(self, model: SpeechModel, rate: int):
+        self.model, self.settled = model, list[Segment]()
+        self.segmenter = SpeechSegmenter(VadOptions().within(model.window / FRAMES_PER_SECOND))
+        self.rest = np.zeros(0, np.float32)
+        self.resampler = None  # as ``Recording`` has it
+        if rate != SAMPLE_RATE:
+            self.resampler = soxr.ResampleStream(rate, SAMPLE_RATE, num_channels=1, dtype="float32")
+
+    def feed(self, samples: np.ndarray, last: bool = False) -> None:
+        """Hear on: (n,) float32. last: nothing follows; then ``settled`` is what ``transcribe`` gives of the whole."""
+        if self.resampler:
+            samples = self.resampler.resample_chunk(samples, last=last)
+        self.rest = np.concatenate([self.rest, samples])
+        whole = len(self.rest) if last else len(self.rest) // CHUNK_SAMPLES * CHUNK_SAMPLES
+        for start in range(0, whole, CHUNK_SAMPLES):
+            chunk = self.rest[start : min(start + CHUNK_SAMPLES, whole)]
+            self.settled += transcribe_windows(self.model, self.segmenter.feed(chunk))
+        self.rest = self.rest[whole:]
+        if last:
+            self.settled += transcribe_windows(self.model, self.segmenter.flush())
+
+    def hear_on(self) -> str:
+        """What is being said, as far as it can be heard."""
+        window = self.segmenter.under_way()
+        return "" if window is None else transcribe_window(self.model, window).text
+
+
+@dataclass
+class Speaker:
+    """Whoever speaks: one piece of audio at a time."""
+
+    client: str
+    rate: int
+    transcription: LiveTranscription
+    heard: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
+class LiveSpeakers:
+    """All who speak now, by a random id; safe to use from several threads. turns: of those who wait for a file's text.
+
+    Whoever waits comes first: while the queue is not empty, nobody begins to speak here, and texts come at the end.
+    """
+
+    models: Models
+    turns: Turns
+    max_seconds: float
+    speakers: dict[str, Speaker] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(AT_ONCE))
+
+    def hear(self, id: str, audio: str, rate: int, model: str, last: bool, client: str) -> dict[str, str]:
+        """Take a piece of audio, base64 of 16-bit samples of one channel; the text that is settled, and the newest.
+
+        id: "" of whoever begins, who gets one. Raises UserError, and QueueFullError where too many speak.
+        """
+        samples = read_samples(audio)
+        speaker = self.find(id, client) if id else None
+        if speaker is None:
+            id, speaker = self.begin(rate, model, client)
+        with speaker.lock, self.slots:
+            speaker.heard = time.monotonic()
+            live = speaker.transcription
+            if live.segmenter.seconds + len(samples) / speaker.rate > self.max_seconds:
+                raise UserError("you have spoken for as long as a recording may last")
+            live.feed(samples, last)
+            newest = "" if last else live.hear_on()
+        if last:
+            with self.lock:
+                self.speakers.pop(id, None)
+        return {"id": id, "settled": " ".join(each.text for each in live.settled), "newest": newest}
+
+    def find(self, id: str, client: str) -> Speaker:
+        with self.lock:
+            speaker = self.speakers.get(id)
+        if speaker is None or speaker.client != client:
+            raise UserError("nobody speaks under this id: begin anew")
+        return speaker
+
+    def begin(self, rate: int, model: str, client: str) -> tuple[str, Speaker]:
+        if rate not in RATES:
+            raise UserError(f"audio may have {RATES.start} to {RATES.stop - 1} samples a second")
+        self.check_room(client)
+        speaker = Speaker(client, rate, LiveTranscription(self.models.load(model), rate))
+        with self.lock:
+            self.speakers[id := secrets.token_hex(8)] = speaker
+        return id, speaker
+
+    def check_room(self, client: str) -> None:
+        now = time.monotonic()
+        with self.lock:
+            for id in [id for id, each in self.speakers.items() if now - each.heard > SILENT_SECONDS]:
+                del self.speakers[id]
+            theirs = sum(each.client == client for each in self.speakers.values())
+            full = len(self.speakers) >= SPEAKERS or (client not in OWN_COMPUTER and theirs >= SPEAKERS_OF_ONE)
+        if full or self.turns.waiting():
+            raise QueueFullError
+
+
+def read_samples(audio: str) -> np.ndarray:
+    """(n,) float32 of base64 of 16-bit samples, the lower byte first; raises UserError."""
+    try:
+        data = base64.b64decode(audio, validate=True)
+        return np.frombuffer(data, "<i2").astype(np.float32) / 2**15
+    except (binascii.Error, ValueError):
+        raise UserError("the audio is no base64 of 16-bit samples") from None
