@@ -158,6 +158,10 @@ SWEDISH_ERRORS = {
     "{} lasts {}, longer than {}, the most that is transcribed at once: cut it into shorter files": (
         "{} är {} lång, mer än {}, det mesta som transkriberas på en gång: dela den i kortare filer"
     ),
+    "you have spoken for as long as a recording may last": "du har talat så länge som en inspelning får vara",
+    "nobody speaks under this id: begin anew": "ingen talar under det här id:t: börja om",
+    "audio may have {} to {} samples a second": "ljud får ha {} till {} värden per sekund",
+    "the audio is no base64 of 16-bit samples": "ljudet är inte base64 av värden med 16 bitar",
     # A model.
     "there is no model {}: choose one of {}": "det finns ingen modell {}: välj en av {}",
     "{} changed while it was read: try again once it is written": (

@@ -48,7 +48,7 @@ def transcribe(
 
 
 def transcribe_windows(
-    model: SpeechModel, windows: Iterable[tuple[float, np.ndarray]], check: Check
+    model: SpeechModel, windows: Iterable[tuple[float, np.ndarray]], check: Check = lambda: None
 ) -> Iterator[Segment]:
     """The segments of windows, given by their start in seconds and their samples, in which there is text."""
     for start, samples in windows:
