@@ -3,7 +3,7 @@
 import re
 
 ENGLISH = {
-    "title": "viska: speech to text",
+    "title": "# viska: speech to text",
     "intro": "Choose a model, then speak, drop a file, or paste a video's address. The audio stays on the computer "
     "that runs this page.",
     "transcribe": "Transcribe",
@@ -71,7 +71,7 @@ ENGLISH = {
 }
 
 SWEDISH = {
-    "title": "viska: tal till text",
+    "title": "# viska: tal till text",
     "intro": "Välj en modell och tala sedan, släpp en fil eller klistra in adressen till en video. Ljudet stannar på "
     "datorn som kör sidan.",
     "transcribe": "Transkribera",
