@@ -6,7 +6,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -73,8 +73,14 @@ class ValidationTables(Section):
     limit: Count | None
 
 
+def release_text(value: object) -> object:
+    """A release that was written without quotes, which YAML takes for a number."""
+    return f"{value:.1f}" if isinstance(value, float) else value
+
+
 class CommonVoice(Section):
-    archive: Annotated[str, Field(min_length=1)]
+    archive: Annotated[str, Field(min_length=1)] | None
+    release: Annotated[str, BeforeValidator(release_text), Field(pattern=r"^(\d+\.\d+|[a-zA-Z][\w.-]{6,})$")] | None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     locale: Annotated[str, Field(min_length=1)] | None
     train: Tables
@@ -90,6 +96,14 @@ class CommonVoice(Section):
     def validation_comes_from_one_place(self) -> Self:
         if bool(self.validation.tables) == (self.held_out_speakers is not None):
             raise ValueError("either validation.tables is [] or held_out_speakers is null")
+        return self
+
+    @model_validator(mode="after")
+    def release_is_named_once(self) -> Self:
+        if (self.archive is None) == (self.release is None):
+            raise ValueError("exactly one of archive and release must be null")
+        if self.release is not None and self.locale is None:
+            raise ValueError("a release wants its locale, such as sv-SE")
         return self
 
 
@@ -111,8 +125,13 @@ class Folder(Section):
         return self
 
 
+Reason = Annotated[str, Field(pattern=r"^[\w ,'-]+$")]  # a key of counts
+ClipId = Annotated[str, Field(min_length=1)]
+
+
 class Download(Section):
     corpus: Literal["synthetic", "common_voice", "folder"]
+    drop: dict[Reason, list[ClipId]]
     synthetic: Synthetic
     common_voice: CommonVoice
     folder: Folder

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from stages.training.mirror import RemoteCheckpoints
 from tests.support.clones import Clone
 from tests.support.material import write_params
 from tests.support.repository import with_store
-from tests.support.training import SETTINGS, make_place, newest, results, start, wait_for
+from tests.support.training import SETTINGS, Training, make_place, newest, results, start, wait_for
 
 LONG = SETTINGS | {"train.max_steps": 400, "train.eval_every": 100, "train.save_every": 20}
 
@@ -124,7 +123,7 @@ def begin_on_drive(drive, place, tmp_path):
     """
     params = write_params(tmp_path / "params.yaml", LONG | {"checkpoints.mirror": "drive"})
 
-    def begin(name: str) -> subprocess.Popen:
+    def begin(name: str) -> Training:
         clone = Clone(drive, tmp_path / name)
         if not clone.folder.exists():
             clone.folder.mkdir()

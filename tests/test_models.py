@@ -347,6 +347,10 @@ def test_what_git_refuses_is_told(clone):
             "{corpus: common_voice, common_voice: {archive: cv-corpus-25.0-sv-SE.tar.gz}}",
             "cv-corpus-25.0-sv-SE, 7 clips",
         ),
+        (
+            "{corpus: common_voice, common_voice: {archive: null, release: '25.0', locale: sv-SE}}",
+            "cv-corpus-25.0-sv-SE, 7 clips",
+        ),
         ("{corpus: folder, folder: {path: /home/anna/recordings}}", "recordings, 7 clips"),
         ("{corpus: hub}", "hub, 7 clips"),
         ("{corpus: common_voice}", "common_voice, 7 clips"),

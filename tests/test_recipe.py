@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,11 @@ from stages.pretrained import pretrained
 from stages.runtime.errors import UserError
 from stages.train import Paths, train
 from tests.support.material import ROOT
+from tests.support.process import call
 from tests.support.release import plain, row
 from tests.support.tones import record, write_table
 from tools.estimate import expected_clips, find_data, model_shape, model_size
-from tools.recipe import apply_values, recipe_names, recipe_purpose, recipe_values
+from tools.recipe import apply_values, main, recipe_names, recipe_purpose, recipe_values
 
 RECIPES = ROOT / "recipes"
 NAMES = recipe_names(RECIPES)
@@ -67,8 +67,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 
 def tool(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tools.recipe", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return call(main, *arguments)
 
 
 def load(path: Path) -> dict:
@@ -278,6 +277,18 @@ def test_check_names_what_is_lacking(params, data, tiny):
     assert "cv-corpus-11.0-2022-09-21-sv-SE.tar.gz is missing (found in" in result.stdout
     assert "2,500 train, 500 validation, 5,069 test (known of the release; at most)" in result.stdout
     assert result.stderr.splitlines()[-1].startswith("Error: lab-2500 does not run here yet; lacking: data")
+
+
+def test_a_release_that_is_to_be_fetched_lacks_its_key_alone(params, data, monkeypatch):
+    names = {"corpus": "common_voice", "common_voice.archive": None, "common_voice.release": "25.0"}
+    apply_values(params, {f"download.{key}": value for key, value in names.items()})
+    values = load_params(params)
+    monkeypatch.setenv("MDC_API_KEY", "")
+    assert find_data(values).lack == "data" and "MDC_API_KEY is missing" in find_data(values).text
+    monkeypatch.setenv("MDC_API_KEY", "key")
+    found = find_data(values)
+    assert (found.text, found.lack) == ("Common Voice 25.0 in sv-SE, which `download` fetches", "")
+    assert expected_clips(values, found)[0] == {"train": 8254, "validation": 5501, "test": 5505}
 
 
 @pytest.mark.parametrize(("name", "millions"), [("tiny", 38), ("base", 73), ("small", 242), ("medium", 764)])

@@ -124,10 +124,15 @@ def name_clips(paths: Iterable[str]) -> dict[str, str]:
     taken = Counter(stem.casefold() for stem in stems.values())
     ids = {}
     for path, stem in stems.items():
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:MAX_NAME]
-        plain = name == stem and taken[stem.casefold()] == 1
-        ids[path] = name if plain else f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+        name, longer = possible_ids(path)
+        ids[path] = name if name == stem and taken[stem.casefold()] == 1 else longer
     return ids
+
+
+def possible_ids(path: str) -> tuple[str, str]:
+    """The clip ids that a path may get: the file's name, and that with a hash."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(path).stem)[:MAX_NAME]
+    return name, f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
 
 def check_clip(path: Path, min_seconds: float, max_seconds: float) -> Rejection | None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 UNUSED_SECONDS = 86_400  # after which a pin's folder, of links that cost nothing to make again, is deleted
 ARTIFACT = "tuned"  # in dvc.yaml
 OWN_LENGTH = "clip"  # of the WER in a card that is measured as the demo decodes, among the metric's ``args``
+NAMING_KEYS = {"common_voice": "archive", "folder": "path", "hub": "id"}  # of a corpus's section: what it is called
 WORKSPACE = {"tuned": "models/tuned", "pretrained": "models/pretrained"}
 SCORES, PARAMS = "metrics/evaluate/{}.json", "params.yaml"
 CLIPS, OLDER_CLIPS = "metrics/details/featurize/train.json", "metrics/featurize/train.json"  # of older versions
@@ -193,14 +194,13 @@ def corpus_name(download: object) -> str:
     if not isinstance(download, dict):
         return ""
     corpus = download.get("corpus")
-    if corpus == "common_voice":
-        key = "archive"
-    elif corpus == "folder":
-        key = "path"
-    else:
+    if not (key := NAMING_KEYS.get(str(corpus))):
         return str(corpus or "")
-    name = (download.get(corpus) or {}).get(key)
-    return Path(str(name)).name.removesuffix(".tar.gz") if name else corpus
+    section = download.get(corpus) or {}
+    name = section.get(key)
+    if corpus == "common_voice" and (release := section.get("release")):
+        name = f"cv-corpus-{release}-{section.get('locale')}"
+    return Path(str(name)).name.removesuffix(".tar.gz") if name else str(corpus)
 
 
 def parse_mapping(text: str | None, load: Callable[[str], Any]) -> dict[str, Any]:

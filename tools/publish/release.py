@@ -160,7 +160,8 @@ def without_paths(params: CommentedMap) -> CommentedMap:
     if is_path(whisper["base"]):
         whisper["base"] = f"./{Path(whisper['base']).name}"
     for section, key in (("folder", "path"), ("common_voice", "archive")):
-        download[section][key] = Path(download[section][key]).name
+        if named := download[section][key]:
+            download[section][key] = Path(named).name
     return params
 
 
