@@ -1,9 +1,9 @@
 """``python -m bench.demo``: how long people wait for the demo, and what many at once do to it.
 
 The demo runs as a process of its own with the workspace's model. In Chromium, from the click to the text of a 5 s clip
-of an example, and to the first text of a 10 min file; how far the text is behind speech that
-comes at its own pace, and whether it ends as the file's; through ``gradio_client``, rounds of clients at once, each with a recording of
-its own: every text must be the one that the model gives without the demo, and memory must stay.
+and of an example, and to the first text of a 10 min file. For speech that comes at its own pace, how far the text is
+behind, and whether it ends as the file's. Through ``gradio_client``, rounds of clients at once, each with a recording
+of its own: every text must be the one that the model gives without the demo, and memory must stay.
 """
 
 import base64
@@ -98,7 +98,7 @@ def from_example_to_text(page: Page, number: int) -> float:
 
 
 def speaking(address: str, path: Path) -> str:
-    """How long after it was said each quarter of a second is in the text, as page.js sends it: what has come by then."""
+    """How long after its first sample was spoken each piece is in the text; pieces are what has come, as in page.js."""
     samples, rate = soundfile.read(path, dtype="int16")
     heard, sent, lags = {"id": ""}, 0, []
     begun = time.monotonic()

@@ -1,11 +1,16 @@
 """Example sounds: a few clips of a test split, which no training heard, for somebody to click on."""
 
-import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+
 from stages.asr.clips import Clip, read_clips, write_clips
+from stages.runtime.errors import UserError
 
 N_EXAMPLES = 3
 
@@ -30,27 +35,35 @@ def write_examples(seed: int, split: Path) -> None:
 
     Raises UserError where espeak-ng fails.
     """
+    import soundfile  # a Space has its examples beside it
+
+    from stages.corpora.synthetic import FILE_RATE
+
     (split / "audio").mkdir(parents=True, exist_ok=True)
     spoken = speak_examples(seed)
-    for clip, data in spoken:
-        (split / "audio" / clip.audio).write_bytes(data)
+    for clip, samples in spoken:
+        soundfile.write(split / "audio" / clip.audio, samples, FILE_RATE, "PCM_16", format="WAV")
     write_clips(split, [clip for clip, _ in spoken])
 
 
 @cache
-def speak_examples(seed: int) -> tuple[tuple[Clip, bytes], ...]:
-    """The clips and their wavs, spoken once by a process, for what espeak-ng says depends on what it said before."""
-    import espeakng_loader  # a Space has its examples beside it, and no espeak-ng
+def speak_examples(seed: int) -> list[tuple[Clip, np.ndarray]]:
+    """The clips, and their (n_samples,) int16, spoken in a process of its own: espeak-ng remembers what it said."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(speak, seed).result()
+        except BrokenProcessPool:
+            raise UserError("espeak-ng ended its process: there are no example sounds") from None
 
-    from stages.corpora.synthetic import audio_path, plan_split, short_data_path, synthesise
 
-    plan = plan_split("test", N_EXAMPLES, seed, set())
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        short_data_path(Path(espeakng_loader.get_data_path())) as data,
-    ):
-        paths = [audio_path(Path(folder), clip) for clip in plan]
-        paths[0].parent.mkdir(parents=True)
-        synthesise(Path(folder), data, [plan], processes=1)
-        clips = (Clip(clip.id, path.name, clip.text, clip.voice) for clip, path in zip(plan, paths, strict=True))
-        return tuple((clip, path.read_bytes()) for clip, path in zip(clips, paths, strict=True))
+def speak(seed: int) -> list[tuple[Clip, np.ndarray]]:
+    import espeakng_loader
+
+    from stages.corpora.synthetic import Espeak, plan_split, render, short_data_path
+
+    with short_data_path(Path(espeakng_loader.get_data_path())) as data:
+        espeak = Espeak(data)
+        return [
+            (Clip(clip.id, f"{clip.id}.wav", clip.text, clip.voice), render(espeak.say(clip), espeak.sample_rate, clip))
+            for clip in plan_split("test", N_EXAMPLES, seed, set())
+        ]
