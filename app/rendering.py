@@ -9,7 +9,7 @@ from app.comparison import Pieces, mark_differences
 from app.models import Models
 from app.texts import format_decimal, format_time, translate
 from app.transcriber import TranscriptionProgress
-from stages.asr.transcription import Segment, Word
+from stages.asr.segments import Segment, Word
 from stages.versioning.pins import Version
 
 UNSURE = 0.6  # the probability below which a word is shown as unsure

@@ -3,7 +3,7 @@
 import re
 
 ENGLISH = {
-    "title": "viska: speech to text",
+    "title": "# viska: speech to text",
     "intro": "Choose a model, then speak, drop a file, or paste a video's address. The audio stays on the computer "
     "that runs this page.",
     "transcribe": "Transcribe",
@@ -72,7 +72,7 @@ ENGLISH = {
 }
 
 SWEDISH = {
-    "title": "viska: tal till text",
+    "title": "# viska: tal till text",
     "intro": "Välj en modell och tala sedan, släpp en fil eller klistra in adressen till en video. Ljudet stannar på "
     "datorn som kör sidan.",
     "transcribe": "Transkribera",
@@ -160,6 +160,10 @@ SWEDISH_ERRORS = {
     "{} lasts {}, longer than {}, the most that is transcribed at once: cut it into shorter files": (
         "{} är {} lång, mer än {}, det mesta som transkriberas på en gång: dela den i kortare filer"
     ),
+    "you have spoken for as long as a recording may last": "du har talat så länge som en inspelning får vara",
+    "nobody speaks under this id: begin anew": "ingen talar under det här id:t: börja om",
+    "audio may have {} to {} samples a second": "ljud får ha {} till {} värden per sekund",
+    "the audio is no base64 of 16-bit samples": "ljudet är inte base64 av värden med 16 bitar",
     # A model.
     "there is no model {}: choose one of {}": "det finns ingen modell {}: välj en av {}",
     "{} changed while it was read: try again once it is written": (

@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.models import Models
 from app.turns import Turns
-from stages.asr.decoding import Check
-from stages.asr.model import SpeechModel
 from stages.asr.recording import open_recording
-from stages.asr.transcription import Segment, transcribe
+from stages.asr.segments import Segment
 from stages.params import App
 from stages.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from stages.asr.decoding import Check
+    from stages.asr.model import SpeechModel
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
@@ -99,7 +101,7 @@ class Transcriber:
         limit = self.settings.max_seconds
         yield from worker.run(partial(transcribe_in_turn, models, source, limit, progress, worker.check))
 
-    def load(self, name: str, progress: TranscriptionProgress) -> Steps[SpeechModel]:
+    def load(self, name: str, progress: TranscriptionProgress) -> "Steps[SpeechModel]":
         """A version's model; its loading goes on where nobody waits any more, for whoever comes next."""
         steps = Worker().run(partial(self.models.load, name))
         while True:
@@ -112,7 +114,7 @@ class Transcriber:
             progress.step, progress.downloaded = "loading" if share == 1 else "fetching", share
             yield
 
-    def download(self, url: str, folder: Path, progress: TranscriptionProgress, check: Check) -> Path:
+    def download(self, url: str, folder: Path, progress: TranscriptionProgress, check: "Check") -> Path:
         """A video's audio."""
 
         def report(share: float) -> None:
@@ -163,9 +165,11 @@ class Worker:
 
 
 def transcribe_in_turn(
-    models: list[SpeechModel], path: Path, max_seconds: float, progress: TranscriptionProgress, check: Check
+    models: "list[SpeechModel]", path: Path, max_seconds: float, progress: TranscriptionProgress, check: "Check"
 ) -> None:
     """Each model reads the recording for itself; the one that is behind goes on, so that the texts grow together."""
+    from stages.asr.transcription import transcribe
+
     with ExitStack() as stack:
         recordings = [stack.enter_context(open_recording(path, max_seconds)) for _ in models]
         streams = [

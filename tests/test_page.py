@@ -26,7 +26,7 @@ import soundfile
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from app import corpus, guard, page, server, texts, video
+from app import corpus, guard, live, page, server, texts, video
 from app import models as models_module
 from app.main import find_examples
 from app.models import Models
@@ -351,6 +351,7 @@ def test_ctrl_c_ends_the_command_with_130(models, tmp_path):
     try:
         line = process.stdout.readline()
         assert "pretrained" in line and f"http://127.0.0.1:{port}/" in line, process.communicate()
+        assert process.stdout.readline() == "pretrained is loaded.\n"
         assert connect(f"http://127.0.0.1:{port}").predict(api_name="/models")
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=PATIENCE)
@@ -367,6 +368,12 @@ def test_examples_are_the_splits_or_the_built_in_corpuss(settings, tmp_path):
     assert len(spoken) == 3 and all(example.path.is_relative_to(spare) for example in spoken)
     shutil.copytree(spare, split)
     assert [example.path.parent for example in find_examples(split, None, spare)] == [split / "audio"] * 3
+
+
+def test_the_page_waits_for_neither_torch_nor_transformers():
+    code = "import sys, app.page, app.server; print(sorted({'torch', 'transformers', 'dvc'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done
 
 
 def test_a_port_that_is_taken_is_told_of(models, demo, tmp_path):
@@ -390,7 +397,7 @@ def test_both_languages_say_the_same():
         assert re.findall(r"{\w+}", text) == re.findall(r"{\w+}", swedish[key]), key
 
 
-ERROR_MODULES = [corpus, guard, models_module, video, cache, pins, model, recording]
+ERROR_MODULES = [corpus, guard, live, models_module, video, cache, pins, model, recording]
 # What nobody meets who visits: mistakes of whoever starts the demo, or trains.
 NOT_MET = {"require_versions", "check_fit"}
 

@@ -5,8 +5,9 @@ import pytest
 
 from stages.asr.decoding import decode
 from stages.asr.mel import log_mel
+from stages.asr.segments import Segment
 from stages.asr.shards import Shards
-from stages.asr.transcription import Segment, transcribe, transcribe_window, without_loop, word_probabilities
+from stages.asr.transcription import transcribe, transcribe_window, without_loop, word_probabilities
 from stages.asr.vad import VadOptions
 from tests.support.material import allow, write_shards
 from tests.support.spoken import room, spoken_sentences

@@ -3,7 +3,6 @@
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from stages.asr.decoding import Check, context_frames, greedy_search, token_limit
 from stages.asr.mel import FRAMES_PER_SECOND, SAMPLE_RATE, log_mel, pad_or_trim
 from stages.asr.model import SpeechModel
+from stages.asr.segments import Segment, Word
 from stages.asr.timestamps import speech_bounds
 from stages.asr.vad import CHUNKS_PER_SECOND, SpeechSegmenter, VadOptions, mean_square, split_chunks
 
@@ -20,29 +20,6 @@ from stages.asr.vad import CHUNKS_PER_SECOND, SpeechSegmenter, VadOptions, mean_
 MIN_RMS, MAX_RMS = 0.028, 0.071
 SPACE = "Ġ"  # a space in the tokens of a byte-level BPE, each of which has it at its start alone
 LOOP_RATIO = 2.4  # text that zlib makes so much shorter repeats itself: openai/whisper's threshold
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word of a segment, from start to end in seconds of the recording; probability: the model's own, 0 to 1.
-
-    The times share out the segment's speech by letters: no model here is asked where each word is.
-    """
-
-    start: float
-    end: float
-    text: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What was said from start to end, in seconds of the recording; ``words`` are those of ``text.split()``."""
-
-    start: float
-    end: float
-    text: str
-    words: tuple[Word, ...] = ()
 
 
 def transcribe(
@@ -71,7 +48,7 @@ def transcribe(
 
 
 def transcribe_windows(
-    model: SpeechModel, windows: Iterable[tuple[float, np.ndarray]], check: Check
+    model: SpeechModel, windows: Iterable[tuple[float, np.ndarray]], check: Check = lambda: None
 ) -> Iterator[Segment]:
     """The segments of windows, given by their start in seconds and their samples, in which there is text."""
     for start, samples in windows:
