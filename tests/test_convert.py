@@ -18,6 +18,7 @@ from tools.convert.__main__ import main
 from tools.convert.ctranslate import faster_whisper_recogniser, write_ctranslate
 from tools.convert.engines import ENGINES
 from tools.convert.ggml import FILE, text_pieces, whisper_cpp_recogniser, write_ggml
+from tools.convert.onnx_files import DECODER, onnx_recogniser, write_onnx
 from tools.convert.vocabulary import has_whisper_shape, in_whisper_shape
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"  # of a byte each, so that any order of them is text
@@ -120,6 +121,16 @@ def test_whisper_cpp_says_what_the_model_says(wide_window, tmp_path):
     pytest.importorskip("pywhispercpp")
     write_ggml(wide_window, tmp_path)
     check_texts(wide_window, whisper_cpp_recogniser(tmp_path, "sv", "transcribe"), 0.1)
+
+
+def test_onnx_says_what_the_model_says(wide_window, tmp_path):
+    pytest.importorskip("onnx", reason="onnx, of the extra convert, is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime, of the extra convert, is not installed")
+    write_onnx(wide_window, tmp_path / "converted")
+    check_texts(wide_window, onnx_recogniser(tmp_path / "converted", "sv", "transcribe"), 0.01)
+    decoder = runtime.InferenceSession(tmp_path / "converted" / DECODER)
+    names = {part.name for part in decoder.get_inputs()}  # by which transformers.js calls it
+    assert {"input_ids", "encoder_hidden_states", "use_cache_branch", "past_key_values.0.encoder.value"} <= names
 
 
 def test_a_model_of_whispers_own_vocabulary_is_taken_as_it_is(wide_window, tmp_path):

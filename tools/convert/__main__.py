@@ -1,4 +1,4 @@
-"""``python -m tools.convert ctranslate2|ggml``: a version of the model for another engine, and its WER there."""
+"""``python -m tools.convert ctranslate2|ggml|onnx``: a version of the model for another engine, and its WER there."""
 
 import shutil
 import sys
@@ -11,18 +11,22 @@ from stages.runtime.command import run
 from stages.runtime.errors import UserError
 from stages.runtime.progress import note
 
-FORMATS = {"ctranslate2": ("float32", "float16", "int8"), "ggml": ("float16",)}  # the usual precision first
+FORMATS = {
+    "ctranslate2": ("float32", "float16", "int8"),
+    "ggml": ("float16",),
+    "onnx": ("float32",),
+}  # the usual precision first
 
 
 @click.command()
-@click.argument("form", metavar="ctranslate2|ggml", type=click.Choice(list(FORMATS)))
+@click.argument("form", metavar="ctranslate2|ggml|onnx", type=click.Choice(list(FORMATS)))
 @click.option("--model", "name", metavar="NAME", help="tuned@v1.0.0, or tuned, the workspace's; else the newest pin.")
-@click.option("--precision", help="Of the weights: float32, float16 or int8 for ctranslate2, float16 for ggml.")
+@click.option("--precision", help="Of the weights, for ctranslate2 float32, float16 or int8.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write, a new one.  [default: build/convert/…]")
 @click.option("--raw", type=click.Path(path_type=Path), default="data/raw/test", show_default=True)
 @click.option("--clips", type=click.IntRange(0), default=100, show_default=True, help="Of those, to measure WER on.")
 def main(form: str, name: str | None, precision: str | None, out: Path | None, raw: Path, clips: int) -> None:
-    """Convert a version of the tuned model for faster-whisper (ctranslate2) or whisper.cpp (ggml).
+    """Convert a version of the model for faster-whisper (ctranslate2), whisper.cpp (ggml) or transformers.js (onnx).
 
     Its WER in that engine is measured on test clips, beside its own on the same windows of 30 s.
     """

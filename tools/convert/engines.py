@@ -18,6 +18,7 @@ from stages.runtime.errors import UserError
 from stages.runtime.progress import ProgressBar
 from tools.convert.ctranslate import faster_whisper_recogniser, write_ctranslate
 from tools.convert.ggml import whisper_cpp_recogniser, write_ggml
+from tools.convert.onnx_files import onnx_recogniser, write_onnx
 
 BATCH, SEED = 8, 1
 
@@ -57,6 +58,7 @@ ENGINES = {
         "faster-whisper", ("ctranslate2",), ("faster_whisper",), write_ctranslate, faster_whisper_recogniser
     ),
     "ggml": Engine("whisper.cpp", (), ("pywhispercpp",), write_ggml, whisper_cpp_recogniser),
+    "onnx": Engine("ONNX Runtime", ("onnx",), ("onnxruntime",), write_onnx, onnx_recogniser),
 }
 
 
