@@ -36,8 +36,8 @@ def make_place(folder: Path, model: Path, shards: Path, settings: dict) -> Path:
     return folder
 
 
-def start(place: Path, name: str, params: Path | None = None, **env: str) -> subprocess.Popen:
-    """Begin, or begin again, a run with outs and a store of its own below place/name."""
+def arguments(place: Path, name: str, params: Path | None = None) -> list[str]:
+    """The command's, for a run with outs and a store of its own below place/name; deletes outs, as DVC does before."""
     run = place / name
     options = {
         "params": params or place / "params.yaml",
@@ -52,13 +52,17 @@ def start(place: Path, name: str, params: Path | None = None, **env: str) -> sub
         "metrics": run / "metrics.json",
         "details": run / "details.json",
     }
-    for out in ("tuned", "curves"):  # as DVC does before it runs a stage
+    for out in ("tuned", "curves"):
         shutil.rmtree(run / out, ignore_errors=True)
-    command = [sys.executable, "-m", "stages", "train"]
-    command += [word for option, value in options.items() for word in (f"--{option}", str(value))]
     run.mkdir(exist_ok=True)
+    return [word for option, value in options.items() for word in (f"--{option}", str(value))]
+
+
+def start(place: Path, name: str, params: Path | None = None, **env: str) -> subprocess.Popen:
+    """Begin, or begin again, a run."""
+    command = [sys.executable, "-m", "stages", "train", *arguments(place, name, params)]
     env = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | env
-    with (run / "log").open("a") as log:
+    with (place / name / "log").open("a") as log:
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
 
 
