@@ -173,15 +173,24 @@ def test_a_rank_that_fails_ends_the_others_and_is_named_once(body, message, show
     assert errors.count("Traceback") == bool(shown) and shown in errors
 
 
-def test_ranks_whose_launcher_is_killed_end(monkeypatch):
-    body = "print(*ranks.gather(os.getpid()), flush=True)\nsignal.pause()"
-    program = f"from stages.training.ranks import run_ranks; run_ranks(2, {script(body)})"
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
-    begun = [psutil.Process(int(number)) for number in launcher.stdout.readline().split()]
-    launcher.kill()
-    launcher.wait()
-    assert len(begun) == 2 and not psutil.wait_procs(begun, timeout=60)[1]
+@pytest.mark.parametrize("killed", ["launcher", "dvc"])
+def test_ranks_end_with_what_began_them(killed, tmp_path):
+    """The launcher takes its ranks with it; of dvc's end, behind the launcher, rank 0 hears."""
+    lines = ["from stages.training.parent import Parent", "parent = Parent(launched=True)"]
+    lines += ["print(*ranks.gather(os.getpid()), flush=True)", "ranks.rank and signal.pause()"]
+    lines += ["while True: " + ("parent.check()" if killed == "dvc" else "signal.pause()")]
+    launch = f"from stages.training.ranks import run_ranks; run_ranks(2, {script(chr(10).join(lines))})"
+    dvc = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {launch!r}])"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "DVC_ROOT": "/"}
+    with (tmp_path / "log").open("w") as log:
+        top = subprocess.Popen([sys.executable, "-c", dvc], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=log)
+    begun = [psutil.Process(int(number)) for number in top.stdout.readline().split()]
+    launcher = begun[0].parent()
+    (launcher if killed == "launcher" else top).kill()
+    assert not psutil.wait_procs([launcher, *begun], timeout=60)[1]
+    top.wait()
+    said = (tmp_path / "log").read_text()
+    assert (f"process {top.pid} (dvc), which started this, is gone" in said) == (killed == "dvc")
 
 
 def test_one_process_starts_none_and_joins_none(monkeypatch):
