@@ -95,7 +95,7 @@ def kill(place: Path, params: Path, ranks: int, wanted: int, seconds: float, rng
     kills = runs = repeated = 0
     while kills < wanted or (place / "killed").exists():
         group = train_together(place, "killed", params, ranks)
-        end = time.monotonic() + rng.uniform(0, seconds / 4)
+        end = time.monotonic() + rng.uniform(0, 2 * seconds / wanted)
         while group.ranks[0].exitcode is None and (kills >= wanted or time.monotonic() < end):
             time.sleep(0.01)
         if group.ranks[0].exitcode is None:
