@@ -273,6 +273,7 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
 
 
 class Compute(Section):
+    gpus: Literal["auto"] | Count
     processes: Count | None
     decode_batch_size: Count
     loader_workers: Annotated[int, Field(ge=0)]
