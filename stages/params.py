@@ -6,7 +6,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -125,6 +125,10 @@ class Featurize(Section):
     clips_per_shard: Count
 
 
+# Kinds of linear layers in Whisper: of attention, and of the two feed-forward layers after it.
+LinearLayer = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+
+
 class SpecAugment(Section):
     time_prob: Probability
     time_length: Annotated[int, Field(ge=1, le=50)]
@@ -157,6 +161,20 @@ class LabelText(Section):
     final_full_stop: Literal["keep", "remove"]
 
 
+class Lora(Section):
+    rank: Annotated[int, Field(ge=0, le=1024)]
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Probability
+    targets: Annotated[list[LinearLayer], Field(min_length=1)]
+
+
+def check_frozen(value: object) -> object:
+    """What of the encoder stays as it is; raises ValueError."""
+    if value in (None, "encoder") or (type(value) is int and value > 0):
+        return value
+    raise ValueError("must be null, encoder, or a number of the encoder's lower layers")
+
+
 class Train(Section):
     seed: Seed
     context: Literal["clip", "full"]
@@ -181,6 +199,8 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(gt=0)]
     precision: Literal["fp32", "bf16", "fp16"]
     gradient_checkpointing: bool
+    freeze: Annotated[Literal["encoder"] | int | None, BeforeValidator(check_frozen)]
+    lora: Lora
     max_label_tokens: Annotated[int, Field(ge=8, le=448)]
     generation_max_tokens: Annotated[int, Field(ge=8, le=448)]
     text: LabelText
@@ -198,6 +218,12 @@ class Train(Section):
     def one_length(self) -> Self:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("exactly one of max_steps and epochs must be null")
+        return self
+
+    @model_validator(mode="after")
+    def ctc_has_something_to_teach(self) -> Self:
+        if self.freeze == "encoder" and self.ctc_weight:
+            raise ValueError("ctc_weight teaches the encoder, which freeze keeps as it is: set it to 0")
         return self
 
     @model_validator(mode="after")

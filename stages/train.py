@@ -20,6 +20,7 @@ from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import json_text, write_json
+from stages.training.adapters import check_peft
 from stages.training.checkpoints import PARTS, Checkpoint, CheckpointManager, LocalCheckpoints, locked, prune
 from stages.training.metrics import RunningMetrics, compared
 from stages.training.mirror import Mirror
@@ -98,6 +99,7 @@ def train(
     do with it.
     """
     check_installed(compute.report_to)
+    check_peft(settings.lora)
     device = best_device()
     model = load_model(paths.pretrained, device, **regularisation(settings))
     if settings.interpolate and model.untrained:

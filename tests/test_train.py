@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from stages.evaluate import Results, evaluate
 from stages.params import load_params
 from stages.runtime.errors import UserError
 from stages.train import Paths, is_done, main, train
+from stages.training.adapters import merge_adapters, remove_adapters
 from stages.training.checkpoints import Checkpoint, CheckpointManager, newest_first
+from stages.training.resume import Start
 from stages.training.trainer import SpeechTrainer, regularisation, training_arguments
 from stages.training.trial import largest_batch, random_state_kept
 from tests.support.material import compiled_for_cuda, speech, write_params, write_shards
@@ -427,3 +430,76 @@ def test_the_command_has_cublas_add_up_in_one_order(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="is missing"):
         main.callback(tmp_path / "params.yaml", fresh=False, adopt=None)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"lora__rank": 2, "lora__dropout": 0.1, "average": 2}],
+    ids=lambda overrides: next(iter(overrides)).partition("__")[0],
+)
+def test_a_resumed_run_ends_in_the_same_weights(trainer, overrides):
+    whole, resumed = (trainer(name, **overrides) for name in ("whole", "resumed"))
+    whole.checkpoints = CheckpointManager(whole.checkpoints.folder, 2)
+    whole.run(None)
+    last, middle = newest_first(whole.checkpoints.folder)
+    assert (last.step, middle.step) == (4, 2)
+    resumed.run(Start(middle))
+    assert resumed.weights().keys() == whole.weights().keys()
+    assert all(torch.equal(value, whole.weights()[name]) for name, value in resumed.weights().items())
+    for mine, theirs in zip(resumed.best.entries, whole.best.entries, strict=True):
+        assert mine.step == theirs.step and mine.weights.keys() == theirs.weights.keys()
+        assert all(torch.equal(value, theirs.weights[name]) for name, value in mine.weights.items())
+
+
+LORA = {"lora__rank": 4, "lora__targets": ["q_proj", "v_proj", "fc1"]}
+
+
+def test_adapters_alone_are_trained_and_kept_and_a_plain_whisper_comes_out(trained, tiny):
+    metrics, paths = trained(**LORA, average=2, ctc_weight=0.3)
+    (checkpoint,) = (Checkpoint(folder) for folder in paths.checkpoints.glob("*/step-*"))
+    kept = load_file(checkpoint.folder / "model.safetensors")
+    adapters = {name for name in kept if ".lora_" in name}
+    assert len(adapters) == 2 * 8 and kept.keys() - adapters == {"ctc_head.weight", "ctc_head.bias"}
+    optimizer = torch.load(checkpoint.folder / "optimizer.pt")
+    assert len(optimizer["state"]) == len(kept)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, paths.tuned))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name.partition(".lora_")[0] + ".weight" for name in adapters} and before.keys() == after.keys()
+    assert (paths.tuned / "config.json").is_file() and not (paths.tuned / "adapter_config.json").exists()
+    assert metrics["validation_wer"] == min(metrics["candidates"].values())
+
+
+def test_a_merged_model_computes_what_its_adapters_did(trainer, tiny):
+    """Up to the rounding of float32 sums over 16 and 64 values."""
+    run = trainer(**LORA, learning_rate=0.1, ctc_weight=0.0)
+    run.run(None)
+    whisper, inputs = run.speech_model.whisper.eval(), largest_batch(run.clips, run.settings, 200)
+    adapters, base = run.weights(), load_model(tiny).whisper
+    with torch.no_grad():
+        adapted = whisper(**inputs).logits
+        merged = merge_adapters(whisper, adapters)
+        remove_adapters(whisper)
+        assert [*whisper.state_dict()] == [*base.state_dict()] and merged.keys() == base.state_dict().keys()
+        assert torch.equal(whisper(**inputs).logits, base(**inputs).logits)
+        whisper.load_state_dict(merged)
+        torch.testing.assert_close(whisper(**inputs).logits, adapted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(adapted, base(**inputs).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "rank", "trains"),
+    [("encoder", 0, "decoder"), (1, 0, r"decoder|encoder\.layer_norm"), ("encoder", 2, r"decoder.*[qv]_proj")],
+)
+def test_what_is_frozen_stays_and_the_optimizer_knows_nothing_of_it(trained, tiny, freeze, rank, trains):
+    _, paths = trained(freeze=freeze, lora__rank=rank, ctc_weight=0.0, max_steps=2)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, paths.tuned))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    may_change = {name for name in before if re.match(rf"model\.({trains})\.", name)}
+    assert changed and changed <= may_change
+    (checkpoint,) = paths.checkpoints.glob("*/step-*")
+    assert len(torch.load(checkpoint / "optimizer.pt")["state"]) == len(changed) * (2 if rank else 1)
+
+
+def test_more_layers_than_there_are_cannot_be_frozen(trained):
+    with pytest.raises(UserError, match=r"train\.freeze is 2, and the encoder has 1 layers: lower it"):
+        trained(freeze=2, ctc_weight=0.0)

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stages.asr.scoring import wer
 from stages.params import Compute, Train
 from stages.runtime.errors import one_line
 from stages.runtime.progress import note, warn
+from stages.training.adapters import adapter_weights, choose_trained, merge_adapters, remove_adapters
 from stages.training.averaging import BestEvaluations, Candidate, Evaluation, Weights, choose_weights
 from stages.training.checkpoints import CheckpointManager, TrainingState, best_name
 from stages.training.ctc import HEAD, add_head, ctc_loss, remove_head
@@ -29,7 +31,7 @@ from stages.training.parent import Parent
 from stages.training.pruning import read_pruning
 from stages.training.resume import Start
 from stages.training.run import short_name
-from stages.training.trial import largest_batch, memory_remedy, random_state_kept
+from stages.training.trial import largest_batch, memory_remedy, optimizer_moments, random_state_kept
 
 
 class SpeechTrainer(Seq2SeqTrainer):
@@ -57,6 +59,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.best = BestEvaluations(max(settings.average, 1))
         self.adopted: dict[str, Any] | None = None
         device = speech_model.whisper.device
+        choose_trained(speech_model.whisper, settings)
         if settings.ctc_weight:
             add_head(speech_model, settings.seed)
         self.untried = device.type != "cpu"  # there memory gives way to the disk, and a trial would cost time
@@ -150,7 +153,7 @@ class SpeechTrainer(Seq2SeqTrainer):
     def trial_step(self, model: torch.nn.Module) -> None:
         """The gradient of the largest batch, beside what the optimizer will hold, and all of it thrown away."""
         assert self.optimizer is not None
-        moments = [] if self.optimizer.state else [torch.empty_like(weights) for weights in [*model.parameters()] * 2]
+        moments = [] if self.optimizer.state else optimizer_moments(model)
         batch = largest_batch(self.clips, self.settings, self.speech_model.window)
         super().training_step(model, batch, (batch["labels"] != IGNORED).sum().to(self.args.device))
         del moments
@@ -221,7 +224,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         base: the weights that training started from, asked for where the settings try to mix them in.
         """
         remove_head(self.speech_model)
-        chosen, wers = choose_weights(self.best.entries, self.settings.interpolate, base, self.judge)
+        best, whisper = self.best.entries, self.speech_model.whisper
+        if self.settings.lora.rank:
+            best = [replace(entry, weights=tuned_weights(merge_adapters(whisper, entry.weights))) for entry in best]
+            remove_adapters(whisper)
+        chosen, wers = choose_weights(best, self.settings.interpolate, base, self.judge)
         self.load_weights(chosen.weights)
         return chosen, wers
 
@@ -271,6 +278,12 @@ class SpeechTrainer(Seq2SeqTrainer):
                     continue
             save_file(entry.weights, target)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Where adapters are trained, save what is trained alone: the rest is the base's."""
+        if self.settings.lora.rank:
+            state_dict = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        super()._save(output_dir, state_dict)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.partial)
 
@@ -281,9 +294,12 @@ def weights_of(whisper: torch.nn.Module) -> Weights:
 
 
 def tuned_weights(state: Weights) -> Weights:
-    """Weights as ``save_pretrained`` names them, without CTC's and the projection tied to the embedding."""
+    """Weights as ``save_pretrained`` names them, without CTC's and the projection tied to the embedding.
+
+    Of a model with adapters theirs alone.
+    """
     passed_by = ("proj_out.weight", f"{HEAD}.weight", f"{HEAD}.bias")
-    return {name: value for name, value in state.items() if name not in passed_by}
+    return adapter_weights(state) or {name: value for name, value in state.items() if name not in passed_by}
 
 
 def regularisation(settings: Train) -> dict[str, float]:

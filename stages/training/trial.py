@@ -25,6 +25,11 @@ def largest_batch(clips: ClipDataset, settings: Train, window: int) -> dict[str,
     return collate([clips[BatchItem((place,), n_frames)] for place in wordiest[: settings.batch_size]])
 
 
+def optimizer_moments(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Memory for what AdamW will hold of the weights that are trained: two moments each."""
+    return [torch.empty_like(weights) for weights in model.parameters() if weights.requires_grad for _ in range(2)]
+
+
 def memory_remedy(settings: Train) -> str:
     """What to change in params.yaml where training needs more memory than there is."""
     size, accumulation = settings.batch_size, settings.gradient_accumulation
