@@ -184,6 +184,7 @@ class Train(Section):
     timestamp_share: Share
     prompt_share: Share
     batch_size: Count
+    batch_seconds: Annotated[float, Field(gt=0)] | None
     gradient_accumulation: Count
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     schedule: Literal["linear", "cosine", "constant"]
@@ -197,8 +198,9 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     max_grad_norm: Annotated[float, Field(gt=0)]
-    precision: Literal["fp32", "bf16", "fp16"]
-    gradient_checkpointing: bool
+    optimizer: Literal["adamw", "adamw_8bit"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    gradient_checkpointing: Literal["none", "full_windows", "all"]
     freeze: Annotated[Literal["encoder"] | int | None, BeforeValidator(check_frozen)]
     lora: Lora
     max_label_tokens: Annotated[int, Field(ge=8, le=448)]

@@ -12,7 +12,7 @@ import click
 from stages.asr.augmentation import AugmentOptions
 from stages.asr.batches import ClipDataset, Variation
 from stages.asr.clips import Drop, write_rows
-from stages.asr.device import best_device
+from stages.asr.device import best_device, choose_precision
 from stages.asr.labels import LabelStyle
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.model import SpeechModel, check_fit, folder_digest, load_model, save_model
@@ -20,8 +20,9 @@ from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import json_text, write_json
-from stages.training.adapters import check_peft
+from stages.runtime.progress import note
 from stages.training.checkpoints import PARTS, Checkpoint, CheckpointManager, LocalCheckpoints, locked, prune
+from stages.training.libraries import check_libraries
 from stages.training.metrics import RunningMetrics, compared
 from stages.training.mirror import Mirror
 from stages.training.pruning import remove_stale_results
@@ -31,7 +32,7 @@ from stages.training.trackers import TrackedRun, check_installed, open_trackers
 from stages.training.trainer import SpeechTrainer, regularisation, weights_of
 
 PATH = click.Path(path_type=Path)
-RESULT = "result.json"  # in a run's folder: its metrics, where other weights than an evaluation's may be the result
+RESULT = "result.json"  # in a run's folder: its metrics, where they are not those of an evaluation alone
 
 
 @click.command()
@@ -99,8 +100,12 @@ def train(
     do with it.
     """
     check_installed(compute.report_to)
-    check_peft(settings.lora)
+    check_libraries(settings)
     device = best_device()
+    automatic = settings.precision == "auto"
+    if automatic:
+        settings = settings.model_copy(update={"precision": choose_precision(device)})
+        note(f"train.precision: auto is {settings.precision} here")
     model = load_model(paths.pretrained, device, **regularisation(settings))
     if settings.interpolate and model.untrained:
         raise UserError("train.interpolate mixes the base's weights in, and this base is untrained: set it to []")
@@ -109,7 +114,7 @@ def train(
     model.whisper.generation_config.max_length = settings.generation_max_tokens
     clips, validation = load_clips(model, settings, paths)
     shards = [paths.train_shards, paths.validation]
-    run = describe_run(settings.model_dump(mode="json"), shards, folder_digest(paths.pretrained), __name__, device)
+    run = describe_run(settings, shards, folder_digest(paths.pretrained), __name__, device)
     local = LocalCheckpoints(paths.checkpoints)
     folder = local.folder(run.name)
     with locked(folder):
@@ -126,7 +131,7 @@ def train(
         with open_trackers(compute.report_to, TrackedRun(run, paths.trackers), paths.curves) as trackers:
             trainer.add_callback(trackers)
             trainer.run(start)
-            result = finish(trainer, paths, folder)
+            result = finish(trainer, paths, folder, automatic)
         local.remove_finished(spare=run.name)
     return result
 
@@ -159,10 +164,11 @@ def is_done(checkpoint: Checkpoint, paths: Paths) -> bool:
     return is_recorded(paths.metrics, text)
 
 
-def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path) -> dict[str, Any]:
-    """Write the best weights and the metrics, and make room."""
+def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path, automatic: bool) -> dict[str, Any]:
+    """Write the best weights and the metrics, the precision among them where it was chosen here, and make room."""
     chosen, wers = trainer.take_best(lambda: weights_of(load_model(paths.pretrained).whisper))
-    metrics = compared(chosen.wer, trainer.best.step)
+    metrics: dict[str, Any] = compared(chosen.wer, trainer.best.step)
+    metrics |= {"precision": trainer.settings.precision} if automatic else {}
     trainer.parent.check()
     shutil.rmtree(paths.tuned, ignore_errors=True)
     save_model(trainer.speech_model, paths.tuned)
@@ -175,6 +181,7 @@ def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path) -> dict[str, 
         metrics |= {"pruned": state.step}  # for whoever compares it with runs to the end
     if len(wers) > 1:
         details |= {"weights": chosen.name, "candidates": {name: round(rate, 2) for name, rate in wers.items()}}
+    if len(wers) > 1 or automatic:
         write_json(run_folder / RESULT, metrics)
     write_json(paths.metrics, metrics)
     write_json(paths.details, details)

@@ -4,8 +4,6 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", by peft. W
 in it, and checkpoints hold nothing else; at the end they are added to the weights, and a plain Whisper is left.
 """
 
-import importlib.util
-
 import torch
 from torch import nn
 from transformers import WhisperForConditionalGeneration
@@ -16,12 +14,6 @@ from stages.training.averaging import Weights
 
 ADAPTER = "default"  # peft's name for the only one
 MARK = ".lora_"  # in the names of its weights, and of no others
-
-
-def check_peft(lora: Lora) -> None:
-    """Raise UserError where adapters are wanted and their library is missing."""
-    if lora.rank and importlib.util.find_spec("peft") is None:
-        raise UserError("train.lora: peft is not installed: pip install peft, or set train.lora.rank: 0")
 
 
 def choose_trained(whisper: WhisperForConditionalGeneration, settings: Train) -> None:

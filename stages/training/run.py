@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from stages.params import Train
 from stages.runtime.files import file_digest
 from stages.runtime.imports import reached_modules
+from stages.training.libraries import wanted_libraries
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "numpy")  # whose versions may shape the weights
 BY_VALUE = frozenset({"stages.params"})  # whose values count instead of its code
@@ -52,15 +54,16 @@ def short_name(run: str) -> str:
     return run[:6]
 
 
-def describe_run(params: dict[str, Any], shards: list[Path], base: str, module: str, device: torch.device) -> Run:
+def describe_run(settings: Train, shards: list[Path], base: str, module: str, device: torch.device) -> Run:
     """The run of these settings, shard folders, base model's digest and training module on this device."""
+    libraries = (*LIBRARIES, *wanted_libraries(settings))
     return Run(
         {
-            "params": params,
+            "params": settings.model_dump(mode="json"),
             "shards": {f"{folder.name}/{path.name}": file_digest(path) for folder in shards for path in zips(folder)},
             "base": {"digest": base},
             "code": {name: file_digest(path) for name, path in reached_modules(module, BY_VALUE).items()},
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
             "machine": describe_machine(device),
         }
     )
