@@ -14,7 +14,7 @@ import torch
 from stages.asr.augmentation import AugmentOptions
 from stages.asr.batches import ClipDataset, Variation
 from stages.asr.clips import Drop, write_rows
-from stages.asr.device import best_device
+from stages.asr.device import best_device, choose_precision
 from stages.asr.labels import LabelStyle
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.model import SpeechModel, check_fit, folder_digest, load_model, save_model
@@ -22,7 +22,9 @@ from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import json_text, write_json
+from stages.runtime.progress import note
 from stages.training.checkpoints import PARTS, Checkpoint, CheckpointManager, LocalCheckpoints, locked, prune
+from stages.training.libraries import check_libraries
 from stages.training.metrics import RunningMetrics, compared
 from stages.training.mirror import Mirror
 from stages.training.pruning import remove_stale_results
@@ -33,7 +35,7 @@ from stages.training.trackers import TrackedRun, check_installed, open_trackers
 from stages.training.trainer import SpeechTrainer, regularisation, weights_of
 
 PATH = click.Path(path_type=Path)
-RESULT = "result.json"  # in a run's folder: its metrics, where other weights than an evaluation's may be the result
+RESULT = "result.json"  # in a run's folder: its metrics, where they are not those of an evaluation alone
 
 
 @click.command()
@@ -108,12 +110,16 @@ def train(
     checkpoint is there that fits in part only and nobody has said what to do with it.
     """
     check_installed(compute.report_to)
-    device, ranks = best_device(), current_ranks()
+    check_libraries(settings)
+    device, ranks, automatic = best_device(), current_ranks(), settings.precision == "auto"
+    settings = with_precision(settings, device)
+    if automatic:
+        note(f"train.precision: auto is {settings.precision} here")
     model = load_base(settings, paths, device)
     clips, validation = load_clips(model, settings, paths)
     write_drops(clips, validation, paths)
-    shards, base = [paths.train_shards, paths.validation], folder_digest(paths.pretrained)
-    run = describe_run(settings.model_dump(mode="json"), shards, base, __name__, device, ranks.count)
+    shards = [paths.train_shards, paths.validation]
+    run = describe_run(settings, shards, folder_digest(paths.pretrained), __name__, device, ranks.count)
     local = LocalCheckpoints(paths.checkpoints)
     folder = local.folder(run.name)
     with locked(folder):
@@ -131,7 +137,7 @@ def train(
         with open_trackers(compute.report_to, TrackedRun(run, paths.trackers), paths.curves) as trackers:
             trainer.add_callback(trackers)
             trainer.run(start)
-            result = finish(trainer, paths, folder)
+            result = finish(trainer, paths, folder, automatic)
         local.remove_finished(spare=run.name)
     return result
 
@@ -141,9 +147,20 @@ def assist(settings: Train, compute: Compute, paths: Paths) -> None:
     start = current_ranks().share(None)
     if start and not start.checkpoint.folder.exists():
         raise UserError(f"{start.checkpoint.folder} is not on {platform.node()}: all machines need one shared folder")
-    model = load_base(settings, paths, best_device())
+    device = best_device()
+    settings = with_precision(settings, device)
+    model = load_base(settings, paths, device)
     manager = CheckpointManager(paths.checkpoints, 0)
     SpeechTrainer(model, *load_clips(model, settings, paths), settings, compute, manager, paths.curves).run(start)
+
+
+def with_precision(settings: Train, device: torch.device) -> Train:
+    """The settings with the device's own precision where it is to be chosen."""
+    return (
+        settings
+        if settings.precision != "auto"
+        else settings.model_copy(update={"precision": choose_precision(device)})
+    )
 
 
 def load_base(settings: Train, paths: Paths, device: torch.device) -> SpeechModel:
@@ -193,10 +210,11 @@ def is_done(checkpoint: Checkpoint, paths: Paths) -> bool:
     return is_recorded(paths.metrics, text)
 
 
-def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path) -> dict[str, Any]:
-    """Write the best weights and the metrics, and make room."""
+def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path, automatic: bool) -> dict[str, Any]:
+    """Write the best weights and the metrics, the precision among them where it was chosen here, and make room."""
     chosen, wers = trainer.take_best(lambda: weights_of(load_model(paths.pretrained).whisper))
-    metrics = compared(chosen.wer, trainer.best.step)
+    metrics: dict[str, Any] = compared(chosen.wer, trainer.best.step)
+    metrics |= {"precision": trainer.settings.precision} if automatic else {}
     trainer.parent.check()
     shutil.rmtree(paths.tuned, ignore_errors=True)
     save_model(trainer.speech_model, paths.tuned)
@@ -209,6 +227,7 @@ def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path) -> dict[str, 
         metrics |= {"pruned": state.step}  # for whoever compares it with runs to the end
     if len(wers) > 1:
         details |= {"weights": chosen.name, "candidates": {name: round(rate, 2) for name, rate in wers.items()}}
+    if len(wers) > 1 or automatic:
         write_json(run_folder / RESULT, metrics)
     write_json(paths.metrics, metrics)
     write_json(paths.details, details)

@@ -14,15 +14,12 @@ from stages.training.parent import Parent
 
 
 class Curves(TrainerCallback):
-    """training.tsv and validation.tsv of a run, in ``folder``; no row is written once the parent is gone.
-
-    ranks: how many processes train it.
-    """
+    """training.tsv and validation.tsv of a run, in ``folder``; no row is written once the parent is gone."""
 
     bar: "StepBar"
 
-    def __init__(self, folder: Path, parent: Parent, ranks: int = 1):
-        self.parent, self.ranks = parent, ranks
+    def __init__(self, folder: Path, parent: Parent):
+        self.parent = parent
         self.training, self.validation = folder / "training.tsv", folder / "validation.tsv"
         write_table(self.training, ["step", "loss", "learning_rate"], [])
         write_table(self.validation, ["step", "loss", "wer"], [])
@@ -37,8 +34,9 @@ class Curves(TrainerCallback):
         for path in (self.training, self.validation):
             shutil.copyfile(folder / path.name, path)
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        clips = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.ranks
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **has: Any) -> None:
+        loader = has["train_dataloader"]
+        clips = len(loader.dataset) * args.gradient_accumulation_steps / len(loader)
         self.bar = StepBar(clips, total=state.max_steps, initial=state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -77,7 +75,7 @@ class StepBar(ProgressBar):
     The speed is that since the start, validation included, so that the time left is what people wait.
     """
 
-    def __init__(self, clips: int, **options: Any):
+    def __init__(self, clips: float, **options: Any):
         self.clips, self.phase, self.loss, self.wer = clips, "train", math.nan, math.nan
         super().__init__(unit="step", smoothing=0, bar_format="{line}", **options)
 

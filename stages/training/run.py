@@ -9,8 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.params import Train
 from stages.runtime.files import file_digest
 from stages.runtime.imports import reached_modules
+from stages.training.libraries import wanted_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -56,16 +58,17 @@ def short_name(run: str) -> str:
 
 
 def describe_run(
-    params: dict[str, Any], shards: list[Path], base: str, module: str, device: "torch.device", ranks: int = 1
+    settings: Train, shards: list[Path], base: str, module: str, device: "torch.device", ranks: int = 1
 ) -> Run:
     """The run of these settings, shard folders, base model's digest and training module on so many such devices."""
+    libraries = (*LIBRARIES, *wanted_libraries(settings))
     return Run(
         {
-            "params": params,
+            "params": settings.model_dump(mode="json"),
             "shards": {f"{folder.name}/{path.name}": file_digest(path) for folder in shards for path in zips(folder)},
             "base": {"digest": base},
             "code": {name: file_digest(path) for name, path in reached_modules(module, BY_VALUE).items()},
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
             "machine": describe_machine(device) | ({"ranks": ranks} if ranks > 1 else {}),
         }
     )

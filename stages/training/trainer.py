@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, set_seed
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from stages.asr.batches import IGNORED, Batching, BatchItem, ClipDataset, LengthBucketSampler, collate
+from stages.asr.batches import IGNORED, BatchItem, ClipDataset, LengthBucketSampler, collate
 from stages.asr.decoding import batch_by_length, decode_mels
 from stages.asr.device import explain_out_of_memory
 from stages.asr.model import SpeechModel
@@ -23,6 +25,7 @@ from stages.asr.scoring import wer
 from stages.params import Compute, Train
 from stages.runtime.errors import one_line
 from stages.runtime.progress import note, warn
+from stages.training.adapters import adapter_weights, choose_trained, merge_adapters, remove_adapters
 from stages.training.averaging import BestEvaluations, Candidate, Evaluation, Weights, choose_weights
 from stages.training.checkpoints import CheckpointManager, TrainingState, best_name
 from stages.training.ctc import HEAD, add_head, ctc_loss, remove_head
@@ -32,7 +35,7 @@ from stages.training.pruning import read_pruning
 from stages.training.ranks import Ranks, current_ranks
 from stages.training.resume import Start
 from stages.training.run import short_name
-from stages.training.trial import largest_batch, memory_remedy, random_state_kept
+from stages.training.trial import largest_batches, make_batching, memory_remedy, optimizer_moments, random_state_kept
 
 RANDOM_STATE = "rng_state.pth"  # transformers' name for it
 
@@ -65,11 +68,12 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.pruning = read_pruning()
         callbacks: list[TrainerCallback] = []
         if self.ranks.leads:
-            self.curves = Curves(curves, self.parent, self.ranks.count)
+            self.curves = Curves(curves, self.parent)
             callbacks = [self.curves, *([self.pruning] if self.pruning else [])]
         self.best = BestEvaluations(max(settings.average, 1))
         self.adopted: dict[str, Any] | None = None
         device = speech_model.whisper.device
+        choose_trained(speech_model.whisper, settings)
         if settings.ctc_weight:
             add_head(speech_model, settings.seed)
         self.untried = device.type != "cpu"  # there memory gives way to the disk, and a trial would cost time
@@ -91,6 +95,8 @@ class SpeechTrainer(Seq2SeqTrainer):
         # mere warning would leave attention's gradient to chance (ATen's attention_backward.cu).
         torch.use_deterministic_algorithms(True, warn_only=self.args.device.type != "cuda")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by a property
+        if self.args.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 from Ampere on, where precision leaves products in fp32
         with explain_out_of_memory(memory_remedy(self.settings)):
             self.train_from(start)
 
@@ -118,22 +124,15 @@ class SpeechTrainer(Seq2SeqTrainer):
         """Optimizer steps of the whole run."""
         if self.settings.max_steps:
             return self.settings.max_steps
-        step = self.settings.batch_size * self.settings.gradient_accumulation * self.ranks.count
-        an_epoch = -(-len(self.clips) // step)
+        an_epoch = -(-len(self.make_sampler()) // self.settings.gradient_accumulation)
         return math.ceil((self.settings.epochs or 0) * an_epoch)
 
+    def make_sampler(self) -> LengthBucketSampler:
+        batching = make_batching(self.settings, self.speech_model.window, self.ranks)
+        return LengthBucketSampler(self.clips, batching, self.settings.seed)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
-        settings = self.settings
-        batching = Batching(
-            settings.batch_size,
-            self.speech_model.window,
-            1.0 if settings.context == "full" else settings.full_context_share,
-            settings.filled_window_share,
-            settings.gradient_accumulation,
-            self.ranks.count,
-            self.ranks.rank,
-        )
-        sampler = LengthBucketSampler(self.clips, batching, settings.seed)
+        sampler = self.make_sampler()
         workers = self.compute.loader_workers
         loader: DataLoader[Any] = self.accelerator.prepare(
             DataLoader(self.clips, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
@@ -186,11 +185,11 @@ class SpeechTrainer(Seq2SeqTrainer):
                 self.trial_step(model)
 
     def trial_step(self, model: torch.nn.Module) -> None:
-        """The gradient of the largest batch, beside what the optimizer will hold, and all of it thrown away."""
+        """The gradient of the largest batches, beside what the optimizer will hold, and all of it thrown away."""
         assert self.optimizer is not None
-        moments = [] if self.optimizer.state else [torch.empty_like(weights) for weights in [*model.parameters()] * 2]
-        batch = largest_batch(self.clips, self.settings, self.speech_model.window)
-        super().training_step(model, batch, (batch["labels"] != IGNORED).sum().to(self.args.device))
+        moments = [] if self.optimizer.state else optimizer_moments(model, self.settings.optimizer)
+        for batch in largest_batches(self.clips, self.settings, self.speech_model.window):
+            super().training_step(model, batch, (batch["labels"] != IGNORED).sum().to(self.args.device))
         del moments
         model.zero_grad()
 
@@ -208,6 +207,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         transformers passes the step's count of tokens on to the model, and Whisper pays no heed to it.
         """
         assert num_items_in_batch is not None and not return_outputs
+        if self.settings.gradient_checkpointing == "full_windows":
+            full = inputs["input_features"].shape[-1] == self.speech_model.window
+            for module in model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.gradient_checkpointing = full
         mean, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         share: torch.Tensor = (inputs["labels"] != IGNORED).sum() / num_items_in_batch
         loss: torch.Tensor = mean * share  # in this order: a step of one batch has a share of exactly 1
@@ -269,7 +273,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         base: the weights that training started from, asked for where the settings try to mix them in.
         """
         remove_head(self.speech_model)
-        chosen, wers = choose_weights(self.best.entries, self.settings.interpolate, base, self.judge)
+        best, whisper = self.best.entries, self.speech_model.whisper
+        if self.settings.lora.rank:
+            best = [replace(entry, weights=tuned_weights(merge_adapters(whisper, entry.weights))) for entry in best]
+            remove_adapters(whisper)
+        chosen, wers = choose_weights(best, self.settings.interpolate, base, self.judge)
         self.load_weights(chosen.weights)
         return chosen, wers
 
@@ -327,6 +335,14 @@ class SpeechTrainer(Seq2SeqTrainer):
                     continue
             save_file(entry.weights, target)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Where adapters are trained, save what is trained alone: the rest is the base's."""
+        if self.settings.lora.rank:
+            state_dict = {
+                name: value for name, value in self.speech_model.whisper.named_parameters() if value.requires_grad
+            }
+        super()._save(output_dir, state_dict)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.partial)
 
@@ -359,9 +375,12 @@ def weights_of(whisper: torch.nn.Module) -> Weights:
 
 
 def tuned_weights(state: Weights) -> Weights:
-    """Weights as ``save_pretrained`` names them, without CTC's and the projection tied to the embedding."""
+    """Weights as ``save_pretrained`` names them, without CTC's and the projection tied to the embedding.
+
+    Of a model with adapters theirs alone.
+    """
     passed_by = ("proj_out.weight", f"{HEAD}.weight", f"{HEAD}.bias")
-    return {name: value for name, value in state.items() if name not in passed_by}
+    return adapter_weights(state) or {name: value for name, value in state.items() if name not in passed_by}
 
 
 def regularisation(settings: Train) -> dict[str, float]:
@@ -400,7 +419,8 @@ def training_arguments(
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
-        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.gradient_checkpointing != "none",
+        optim="adamw_torch_fused" if settings.optimizer == "adamw" else "adamw_bnb_8bit",
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
