@@ -27,7 +27,7 @@ from stages.training.run import Run, describe_run
 from stages.training.trainer import SpeechTrainer, regularisation
 from tests.support.material import ROOT, sounds, write_params, write_shards
 from tests.support.ranks import Group, joined, train_together
-from tests.support.training import SETTINGS, newest, results, start, wait_for
+from tests.support.training import SETTINGS, arguments, newest, results, wait_for
 
 TOGETHER = SETTINGS | {"compute.gpus": 2, "train.max_steps": 16, "train.save_every": 2, "train.layerdrop": 0.2}
 
@@ -66,7 +66,9 @@ def test_killed_ranks_end_in_the_same_bytes(place):
 
 
 def test_ctrl_c_ends_the_command_and_its_ranks_in_one_line_and_they_go_on(place):
-    command = start(place, "stopped", OMP_NUM_THREADS="1")
+    words = [sys.executable, "-m", "stages", "train", *arguments(place, "stopped")]
+    with (place / "stopped/log").open("a") as log:
+        command = subprocess.Popen(words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
     wait_for(command, lambda: newest(place / "stopped") >= 2)
     begun = psutil.Process(command.pid).children()
     assert len(begun) == 2
@@ -80,8 +82,8 @@ def test_ctrl_c_ends_the_command_and_its_ranks_in_one_line_and_they_go_on(place)
 
 
 def test_another_number_of_ranks_is_another_run_and_says_so():
-    shards, base = [], "0" * 64
-    alone, two, three = (describe_run({}, shards, base, "stages.train", torch.device("cpu"), n) for n in (1, 2, 3))
+    settings, device = load_params(ROOT / "params.yaml").train, torch.device("cpu")
+    alone, two, three = (describe_run(settings, [], "0" * 64, "stages.train", device, count) for count in (1, 2, 3))
     assert "ranks" not in alone.parts["machine"] and len({alone.name, two.name, three.name}) == 3
     assert two.differences(alone.parts) == {"machine": ["ranks: 2, was 1"]}
     assert alone.differences(two.parts) == {"machine": ["ranks: 1, was 2"]}

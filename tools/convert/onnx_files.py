@@ -93,7 +93,8 @@ def write_onnx(model: SpeechModel, folder: Path, precision: str = "float32") -> 
             arguments = (torch.zeros(1, n, dtype=torch.long), encoded, *caches)
             export(CachedDecoder(whisper, first), arguments, path, inputs, outputs, dynamic)
             graphs.append(onnx.load(path))
-    onnx.save(merge(*graphs, inputs, outputs), folder / DECODER)
+    first_graph, later_graph = graphs
+    onnx.save(merge(first_graph, later_graph, inputs, outputs), folder / DECODER)
 
 
 def export(
