@@ -5,8 +5,6 @@ from itertools import groupby
 
 import jiwer
 
-from stages.asr.text import normalise
-
 DIFFERS = "differs"
 BRACKETED = (re.compile(r"[<\[][^>\]]*[>\]]"), re.compile(r"\([^)]+\)"))  # which normalising drops whole, in this order
 WORD = re.compile(r"\S+\s*|\s+")
@@ -19,6 +17,8 @@ def mark_differences(left: str, right: str) -> tuple[Pieces, Pieces]:
 
     The pieces of a text, joined, are that text. What differs is what the word error rate counts: the fewest edits.
     """
+    from stages.asr.text import normalise  # transformers, which the page does not wait for
+
     pieces = [split_words(left), split_words(right)]
     ours, theirs = (
         [(word, place) for place, piece in enumerate(side) for word in normalise(piece).split()] for side in pieces

@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.i18n import I18nData
 from gradio.utils import get_upload_folder
 
-from app.texts import KEY_PREFIX, format_time, preferred_language, translate
+from app.texts import KEY_PREFIX, format_time, preferred_language, translate, translate_error
 from app.transcriber import OvertimeError
 from app.turns import QueueFullError
 from stages.runtime.errors import UserError
@@ -48,10 +48,7 @@ def upload_path(file: object, language: str = "en") -> Path:
 
 @contextmanager
 def as_gradio_errors(language: str) -> Iterator[None]:
-    """Show what a person can fix in its own sentence; log anything else, and show none of its details.
-
-    A UserError of another module stays in English, below a title in the person's own language.
-    """
+    """Show what a person can fix in its own sentence; log anything else, and show none of its details."""
     try:
         yield
     except gr.Error:
@@ -61,7 +58,7 @@ def as_gradio_errors(language: str) -> Iterator[None]:
     except OvertimeError as error:
         raise gradio_error(translate(language, "timeout", limit=format_time(error.seconds)), language) from None
     except UserError as error:
-        raise gradio_error(str(error), language) from None
+        raise gradio_error(translate_error(language, str(error)), language) from None
     except Exception:
         log.exception("a visitor was told only that something went wrong")
         raise gradio_error(translate(language, "broken"), language) from None

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import json
 import logging
-import math
 import os
 import shutil
 import socket
@@ -28,6 +27,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.texts import preferred_language, translate_error
 from app.turns import OWN_COMPUTER
 from stages.params import App
 
@@ -38,11 +38,12 @@ MAX_PARTS = 8  # of an upload; the page and gradio_client send one file each
 UPLOAD_PATH = "/gradio_api/upload"
 BODY_SECONDS = 20.0  # for a whole body, and for each next piece of an upload
 SLOWEST = 20_000  # bytes a second that an upload has in the mean
-FASTEST = 5_000_000  # and of another computer's: hashing and writing them costs those who wait for text
-UPLOADS_OF_ONE = 6  # of one visitor at once; more of them wait
-SHARE_OF_ONE = 4  # a visitor may hold so much of the quota, its quarter
+TOGETHER = 20_000_000  # and all those of other computers: hashing and writing them costs those who wait for text
+UPLOADS_OF_ONE = 4  # of one visitor at once; more of them wait
+SHARE_OF_ONE = 4  # a visitor may hold a quarter of what is free: the more there are, the less each, and never all of it
 SPARE_BYTES = 200_000_000  # of the disk that uploads leave free
-LINGER_SECONDS = 5.0  # that a refused request is read on
+LINGER_SECONDS = 5.0  # that a refused request is read on,
+LINGER_SPEED = 2_000_000  # so many bytes a second
 SWEEP_SECONDS = 30.0
 PARTIAL_SECONDS = 120.0  # after which an upload's own file that no longer grows is of one that broke off
 KEEP_SECONDS = 3600  # that a file stays, beyond what one transcription may take
@@ -79,13 +80,14 @@ class UploadFolder:
     @contextlib.contextmanager
     def room(self, client: str, size: int) -> Iterator[Arrived]:
         """Hold room for an upload while it comes, less what has come; raises RefusedError where there is none."""
-        held = sum(map(file_size, self.owned[client])) + self.coming[client] + size
-        if client not in OWN_COMPUTER and held > max(self.quota // SHARE_OF_ONE, size):
+        held = sum(map(file_size, self.owned[client])) + self.coming[client]
+        coming = sum(self.coming.values())
+        free = self.quota - self.used() - coming
+        if client not in OWN_COMPUTER and held and held + size > free // SHARE_OF_ONE:
             raise RefusedError(429, "You have many files here already: try again in an hour.")
-        coming = sum(self.coming.values()) + size
-        if self.used() + coming > self.quota:
+        if size > (free if client in OWN_COMPUTER else free // SHARE_OF_ONE):
             raise RefusedError(507, "The server holds as many files as it may: try again in some minutes.")
-        if shutil.disk_usage(self.path).free < coming + SPARE_BYTES:
+        if shutil.disk_usage(self.path).free < coming + size + SPARE_BYTES:
             raise RefusedError(507, "The server's disk is full: try again in some minutes.")
         self.coming[client] += size
         left = size
@@ -236,6 +238,7 @@ class Guard:
         """max_upload: bytes of a file."""
         self.app, self.visitors, self.folder, self.max_upload = app, visitors, folder, max_upload
         self.uploading: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(UPLOADS_OF_ONE))
+        self.pacing = Pacing()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -279,8 +282,9 @@ class Guard:
         boundary = headers.get("content-type", "").partition("boundary=")[2].strip('"; ').encode()
         async with self.uploading[client]:
             with self.folder.room(client, int(size)) as arrived:
-                fastest = math.inf if client in OWN_COMPUTER else FASTEST
-                upload = Upload(receive, send, int(size), boundary, fastest, arrived)
+                own = client in OWN_COMPUTER
+                upload = Upload(receive, send, int(size), boundary, arrived, None if own else self.pacing)
+                self.pacing.uploads += not own
                 try:
                     await self.app(scope, upload.receive, upload.send)
                 except ClientDisconnect:
@@ -292,16 +296,30 @@ class Guard:
                         raise
                     self.folder.sweep()
                     raise RefusedError(507, "The server's disk is full: try again in some minutes.") from None
+                finally:
+                    self.pacing.uploads -= not own
                 self.folder.owned[client] += upload.paths()
+
+
+@dataclass
+class Pacing:
+    """What uploads share: as many bytes a second for all of them together."""
+
+    uploads: int = 0
+
+    async def pause(self, length: int) -> None:
+        """As long as an upload's next piece may take."""
+        await asyncio.sleep(length * self.uploads / TOGETHER)
 
 
 class Upload:
     """One upload as it comes: it may not be slow, nor have many parts, and its answer says where its files lie."""
 
-    def __init__(self, receive: Receive, send: Send, size: int, boundary: bytes, fastest: float, arrived: Arrived):
-        """fastest: bytes a second, no more of which are read. arrived: is told the bytes of each piece."""
-        self.read, self.answer, self.fastest, self.arrived = receive, send, fastest, arrived
-        self.begun, self.received = time.monotonic(), 0
+    def __init__(
+        self, receive: Receive, send: Send, size: int, boundary: bytes, arrived: Arrived, pacing: Pacing | None
+    ):
+        """arrived: is told the bytes of each piece."""
+        self.read, self.answer, self.arrived, self.pacing = receive, send, arrived, pacing
         self.delimiter, self.tail, self.parts = b"\r\n--" + boundary, b"", 0  # after each part
         self.deadline = time.monotonic() + BODY_SECONDS + size / SLOWEST
         self.refusal: RefusedError | None = None
@@ -315,10 +333,11 @@ class Upload:
         except TimeoutError:
             return self.refuse(RefusedError(408, "The upload came too slowly: try again."))
         if message["type"] == "http.request":
-            piece = self.tail + message.get("body", b"")
-            self.received += len(message.get("body", b""))
-            self.arrived(len(message.get("body", b"")))
-            await asyncio.sleep(max(self.received / self.fastest - (time.monotonic() - self.begun), 0))
+            body = message.get("body", b"")
+            piece = self.tail + body
+            self.arrived(len(body))
+            if self.pacing:
+                await self.pacing.pause(len(body))
             self.parts += piece.count(self.delimiter)
             self.tail = piece[-len(self.delimiter) + 1 :]
             if self.parts > MAX_PARTS:
@@ -356,7 +375,8 @@ async def refuse(refusal: RefusedError, scope: Scope, receive: Receive, send: Se
             message["more_body"] = True
         await send(message)
 
-    await PlainTextResponse(refusal.sentence, refusal.status, {"connection": "close"})(scope, receive, answer)
+    sentence = translate_error(preferred_language(Headers(scope=scope).get("accept-language")), refusal.sentence)
+    await PlainTextResponse(sentence, refusal.status, {"connection": "close"})(scope, receive, answer)
     begun, received, more = time.monotonic(), 0, True
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):
@@ -364,7 +384,7 @@ async def refuse(refusal: RefusedError, scope: Scope, receive: Receive, send: Se
                 message = await receive()
                 received += len(message.get("body", b""))
                 more = message.get("more_body", False)
-                await asyncio.sleep(received / FASTEST - (time.monotonic() - begun))
+                await asyncio.sleep(received / LINGER_SPEED - (time.monotonic() - begun))
     await send({"type": "http.response.body"})
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.corpus import CORRECTED, READ_ALOUD, save_clip, sentences_to_read
 from app.events import PRIVATE, UNQUEUED, Upload, as_gradio_errors, localized, request_language, upload_path
+from app.models import import_speech
 from app.rendering import status_html
 from app.texts import translate
 from stages.params import load_params
@@ -25,6 +25,9 @@ class ImproveHandlers:
 
     def show_next(self, previous: str, speaker: str, request: gr.Request) -> tuple[str, None, str]:
         """The next sentence for a speaker, who has an id from now on, and no recording of it yet."""
+        import_speech()
+        from app.corpus import sentences_to_read
+
         with as_gradio_errors(request_language(request)):
             speaker = speaker or secrets.token_hex(8)
             texts = sentences_to_read(self.corpus, self.spoken, speaker) or [""]
@@ -49,6 +52,8 @@ class ImproveHandlers:
         request: gr.Request,
     ) -> tuple[str, str, None, str]:
         """Add a clip, and go on to the next sentence."""
+        from app.corpus import CORRECTED, READ_ALOUD, save_clip
+
         language = request_language(request)
         with as_gradio_errors(language):
             text = text or ""

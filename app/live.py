@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
@@ -17,10 +18,12 @@ from app.models import Models
 from app.turns import AT_ONCE, OWN_COMPUTER, QueueFullError, Turns
 from stages.asr.audio import RATES
 from stages.asr.mel import FRAMES_PER_SECOND, MAX_SECONDS, SAMPLE_RATE
-from stages.asr.model import SpeechModel
-from stages.asr.transcription import Segment, transcribe_window, transcribe_windows
+from stages.asr.segments import Segment
 from stages.asr.vad import CHUNK_SAMPLES, SpeechSegmenter, VadOptions
 from stages.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from stages.asr.model import SpeechModel
 
 SPEAKERS = 8  # who may speak at once
 SPEAKERS_OF_ONE = 2  # of one visitor
@@ -30,7 +33,7 @@ SILENT_SECONDS = 30.0  # after which nobody is taken to speak any more
 class LiveTranscription:
     """One recording that goes on. rate: of its samples, in Hz."""
 
-    def __init__(self, model: SpeechModel, rate: int):
+    def __init__(self, model: "SpeechModel", rate: int):
         self.model, self.settled = model, list[Segment]()
         self.segmenter = SpeechSegmenter(VadOptions().within(model.window / FRAMES_PER_SECOND))
         self.rest = np.zeros(0, np.float32)
@@ -40,6 +43,8 @@ class LiveTranscription:
 
     def feed(self, samples: np.ndarray, last: bool = False) -> None:
         """Hear on: (n,) float32. last: nothing follows; then ``settled`` is what ``transcribe`` gives of the whole."""
+        from stages.asr.transcription import transcribe_windows  # torch, which the page does not wait for
+
         if self.resampler:
             samples = self.resampler.resample_chunk(samples, last=last)
         self.rest = np.concatenate([self.rest, samples])
@@ -53,6 +58,8 @@ class LiveTranscription:
 
     def hear_on(self) -> str:
         """What is being said, as far as it can be heard."""
+        from stages.asr.transcription import transcribe_window
+
         window = self.segmenter.under_way()
         return "" if window is None else transcribe_window(self.model, window).text
 

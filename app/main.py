@@ -48,20 +48,21 @@ def main(
     os.environ.update(NO_TELEMETRY)
     limit_malloc_arenas()
     from app import page, server
-    from app.corpus import data_folder
     from app.models import folder_models, repository_models
+    from stages.corpora.local import data_folder
     from stages.params import load_params
 
     settings = load_params(params).app
     load_models = folder_models if models else repository_models
     available = load_models(models or Path(), settings.models_in_memory)
-    first = load_first_model(available, model)
+    first = available.version(model).name if model else available.versions[0].name
     corpus = None if models or settings.recordings is None else data_folder() / Path(settings.recordings).expanduser()
     with server.private_folder(), tempfile.TemporaryDirectory(prefix="viska-examples-") as folder:
         sounds = find_examples(examples, None if models else params, Path(folder))
         blocks = page.build_page(available, settings, first, corpus, params, sounds)
         with server.serve_page(blocks, settings, host, port, share) as address:
-            click.echo(f"{first} is loaded. The page is at {address} until Ctrl-C.")
+            click.echo(f"The page is at {address} until Ctrl-C; {first} is being loaded.")
+            click.echo(f"{load_first_model(available, model)} is loaded.")
             threading.Event().wait()
     return 0
 
@@ -73,7 +74,7 @@ def limit_malloc_arenas() -> None:
 
 
 def load_first_model(models: "Models", name: str | None) -> str:
-    """Load the first model, so that nobody waits for it: the named one, or the first that is available.
+    """Load the first model while people come, so that few wait for it: the named one, or the first that is available.
 
     Raises UserError where the named one is unavailable, or all are.
     """

@@ -3,18 +3,29 @@
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from stages.asr.decoding import GRID, context_frames, greedy_search
-from stages.asr.device import best_device
 from stages.asr.mel import LOG_MEL_SILENCE
-from stages.asr.model import SpeechModel, folder_digest, load_model
 from stages.runtime.errors import UserError, one_line
 from stages.versioning.pins import PublishedFolder, Repository, Version
 
+if TYPE_CHECKING:
+    from stages.asr.model import SpeechModel
+
 Stamp = frozenset[tuple[str, int, int, int]]
+IMPORTING = threading.Lock()
+
+
+def import_speech() -> None:
+    """Import torch and transformers, which the page is served without.
+
+    That takes seconds, and may fail where two threads are at it: each module may see another half made.
+    """
+    with IMPORTING:
+        import stages.asr.text
+        import stages.asr.transcription  # noqa: F401
 
 
 class Models:
@@ -30,13 +41,14 @@ class Models:
         self.pending: dict[str, Future[SpeechModel]] = {}
         self.loaded: OrderedDict[str, SpeechModel] = OrderedDict()  # by digest, the latest used last
         self.digests: dict[Path, tuple[Stamp, str]] = {}
+        self.fetched: dict[str, float] = {}  # the share that has come, of each version that is being fetched
 
     @property
     def versions(self) -> list[Version]:
         """Those that exist now: the newest pin first, then the workspace's, then the pretrained."""
         return self.source.versions()
 
-    def load(self, name: str) -> SpeechModel:
+    def load(self, name: str) -> "SpeechModel":
         """A version's model, its bytes fetched and loaded where they are not yet, in evaluation mode.
 
         Whoever asks while another waits for the same version gets what that one gets. Raises UserError, which
@@ -53,14 +65,16 @@ class Models:
             finally:
                 with self.lock:
                     del self.pending[name]
+                    self.fetched.pop(name, None)
         return answer.result()
 
-    def load_current(self, name: str) -> SpeechModel:
+    def load_current(self, name: str) -> "SpeechModel":
         """The model as its files are now: the workspace's may have been trained again."""
-        versions = {version.name: version for version in self.versions}
-        if name not in versions:
-            raise UserError(f"there is no model {name}: choose one of {', '.join(versions) or 'none'}")
-        folder = self.source.folder(versions[name])
+        folder = self.source.folder(self.version(name), partial(self.fetched.__setitem__, name))
+        import_speech()
+        from stages.asr.device import best_device
+        from stages.asr.model import load_model
+
         before, digest = self.digest(folder)
         if model := self.loaded_model(digest):
             return model
@@ -76,8 +90,17 @@ class Models:
                     self.loaded[digest] = model
         return model
 
+    def version(self, name: str) -> Version:
+        """The version of that name; raises UserError where there is none."""
+        versions = {version.name: version for version in self.versions}
+        if name not in versions:
+            raise UserError(f"there is no model {name}: choose one of {', '.join(versions) or 'none'}")
+        return versions[name]
+
     def digest(self, folder: Path) -> tuple[Stamp, str]:
         """A folder's stamp and the digest of its bytes, read again only where the stamp is another."""
+        from stages.asr.model import folder_digest
+
         try:
             now = folder_stamp(folder)
             if self.digests.get(folder, (None, ""))[0] != now:
@@ -86,7 +109,7 @@ class Models:
             raise UserError(f"{folder} is being written or removed: try again once it is there") from None
         return self.digests[folder]
 
-    def loaded_model(self, digest: str) -> SpeechModel | None:
+    def loaded_model(self, digest: str) -> "SpeechModel | None":
         """A model from memory, from now on the latest used."""
         with self.lock:
             if digest in self.loaded:
@@ -99,8 +122,12 @@ class Models:
                 self.loaded.popitem(last=False)
 
 
-def check_decoding(model: SpeechModel, folder: Path) -> None:
+def check_decoding(model: "SpeechModel", folder: Path) -> None:
     """Hear half a second of silence; raises UserError where a model's files fit one another too little for that."""
+    import torch
+
+    from stages.asr.decoding import GRID, context_frames, greedy_search
+
     try:
         silence = torch.full((1, model.whisper.config.num_mel_bins, model.window), LOG_MEL_SILENCE)
         context = context_frames(model, min(GRID, model.window))

@@ -1,5 +1,13 @@
 // The transcript as something to listen to: a segment plays at a click, and the words light up as they sound.
 () => {
+  // gradio's message is a button around the one that closes it, which a screen reader cannot tell apart.
+  new MutationObserver(() => {
+    for (const header of document.querySelectorAll(".toast-header[role]")) {
+      header.removeAttribute("role");
+      header.removeAttribute("tabindex");
+    }
+  }).observe(document.body, {childList: true, subtree: true});
+
   let end = Infinity; // of the segment that was asked for, in seconds
   let timer = null;
   const player = () => document.querySelector("#player audio");

@@ -50,7 +50,7 @@ from app.texts import format_time, translate
 from app.transcriber import FetchAudio, Transcriber, TranscriptionProgress
 from app.turns import Turns
 from stages.asr.mel import MAX_SECONDS
-from stages.asr.transcription import Segment, Word
+from stages.asr.segments import Segment, Word
 from stages.corpora.examples import Example
 from stages.params import App
 from stages.runtime.errors import UserError

@@ -9,7 +9,7 @@ from app.comparison import Pieces, mark_differences
 from app.models import Models
 from app.texts import format_decimal, format_time, translate
 from app.transcriber import TranscriptionProgress
-from stages.asr.transcription import Segment, Word
+from stages.asr.segments import Segment, Word
 from stages.versioning.pins import Version
 
 UNSURE = 0.6  # the probability below which a word is shown as unsure
@@ -114,9 +114,9 @@ def progress_html(progress: TranscriptionProgress, language: str) -> str:
     share, text = None, translate(language, "loading")
     if progress.step == "waiting":
         text = translate(language, "place", place=progress.ahead, seconds=max(round(progress.wait_seconds), 1))
-    elif progress.step == "downloading":
+    elif progress.step in ("downloading", "fetching"):
         share = progress.downloaded
-        text = translate(language, "downloading", percent=round(100 * share))
+        text = translate(language, progress.step, percent=round(100 * share))
     elif progress.step == "transcribing" and progress.total_seconds:
         share = progress.seconds / progress.total_seconds
         times = {"time": format_time(progress.seconds), "total": format_time(progress.total_seconds)}

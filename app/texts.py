@@ -1,7 +1,9 @@
 """What the page says, in English and Swedish."""
 
+import re
+
 ENGLISH = {
-    "title": "viska: speech to text",
+    "title": "# viska: speech to text",
     "intro": "Choose a model, then speak, drop a file, or paste a video's address. The audio stays on the computer "
     "that runs this page.",
     "transcribe": "Transcribe",
@@ -41,6 +43,7 @@ ENGLISH = {
     "listening": "Listening: the text follows while you speak, and is made anew at the end.",
     "queue_full": "The queue is full: try again in a minute.",
     "loading": "Loading the model …",
+    "fetching": "Fetching the model from its store … {percent} %",
     "downloading": "Downloading the video's audio … {percent} %",
     "transcribed": "{time} transcribed",
     "transcribed_of": "{time} of {total} transcribed",
@@ -69,7 +72,7 @@ ENGLISH = {
 }
 
 SWEDISH = {
-    "title": "viska: tal till text",
+    "title": "# viska: tal till text",
     "intro": "Välj en modell och tala sedan, släpp en fil eller klistra in adressen till en video. Ljudet stannar på "
     "datorn som kör sidan.",
     "transcribe": "Transkribera",
@@ -108,6 +111,7 @@ SWEDISH = {
     "listening": "Lyssnar: texten följer medan du talar och görs om till slut.",
     "queue_full": "Kön är full: försök igen om en minut.",
     "loading": "Laddar modellen …",
+    "fetching": "Hämtar modellen från fjärrlagringen … {percent} %",
     "downloading": "Hämtar videons ljud … {percent} %",
     "transcribed": "{time} transkriberat",
     "transcribed_of": "{time} av {total} transkriberat",
@@ -135,6 +139,190 @@ SWEDISH = {
     "saved_apart": "Sparat, tack. Nu finns det {count} inspelningar; det här får `dvc repro` att träna på dem:",
 }
 
+# Sentences of errors that other modules, which know no language, have in English, and their parts; {} is what differs.
+SWEDISH_ERRORS = {
+    # A recording.
+    "{} contains no audio: choose a file with an audio track": "{} innehåller inget ljud: välj en fil med ett ljudspår",
+    "{} is not a readable audio or video file: {}; convert it to wav, mp3 or mp4": (
+        "{} är ingen läsbar ljud- eller videofil: {}; gör om den till wav, mp3 eller mp4"
+    ),
+    "{} is not a readable audio file: {}": "{} är ingen läsbar ljudfil: {}",
+    "nothing here decodes its audio": "inget här kan avkoda dess ljud",
+    "it has {} samples a second": "den har {} värden per sekund",
+    "it has {} channels": "den har {} kanaler",
+    "it contains no samples": "den innehåller inget ljud",
+    "it contains samples that are NaN or infinite": "den innehåller värden som inte är tal",
+    "it cannot be decoded": "den går inte att avkoda",
+    "Invalid data found when processing input": "innehållet är ogiltigt",
+    "{} lasts longer than {}, the most that is transcribed at once: cut it into shorter files": (
+        "{} är längre än {}, det mesta som transkriberas på en gång: dela den i kortare filer"
+    ),
+    "{} lasts {}, longer than {}, the most that is transcribed at once: cut it into shorter files": (
+        "{} är {} lång, mer än {}, det mesta som transkriberas på en gång: dela den i kortare filer"
+    ),
+    "you have spoken for as long as a recording may last": "du har talat så länge som en inspelning får vara",
+    "nobody speaks under this id: begin anew": "ingen talar under det här id:t: börja om",
+    "audio may have {} to {} samples a second": "ljud får ha {} till {} värden per sekund",
+    "the audio is no base64 of 16-bit samples": "ljudet är inte base64 av värden med 16 bitar",
+    # A model.
+    "there is no model {}: choose one of {}": "det finns ingen modell {}: välj en av {}",
+    "{} changed while it was read: try again once it is written": (
+        "{} ändrades medan den lästes: försök igen när den är färdigskriven"
+    ),
+    "{} is being written or removed: try again once it is there": (
+        "{} håller på att skrivas eller tas bort: försök igen när den är på plats"
+    ),
+    "{} cannot decode: {}: is it whole, and was it made by this project?": (
+        "{} kan inte avkoda: {}: är den hel, och kommer den från det här projektet?"
+    ),
+    "{} contains no *.safetensors: run the stage that writes it, or `dvc pull`": (
+        "{} innehåller ingen *.safetensors: kör steget som skriver den, eller `dvc pull`"
+    ),
+    "{} is not a Whisper model: {}": "{} är ingen Whisper-modell: {}",
+    "{} is not available: {}": "{} är inte tillgänglig: {}",
+    (
+        "{}: its commit {} is not in this clone: run `git fetch --tags`, in a shallow clone `git fetch --tags"
+        " --unshallow`"
+    ): (
+        "{}: dess commit {} finns inte i den här klonen: kör `git fetch --tags`, i en grund klon `git "
+        "fetch --tags --unshallow`"
+    ),
+    "{}: DVC tracks no model {} at its commit {}": "{}: DVC har ingen modell {} i dess commit {}",
+    "{}: its list of files {}": "{}: dess lista över filer {}",
+    "{} is damaged: have whoever made it run `make push`": "{} är skadad: be den som gjorde den köra `make push`",
+    "{} names {}, which is no file within a folder: nothing was written": (
+        "{} nämner {}, som inte är en fil i en mapp: ingenting skrevs"
+    ),
+    "{} has no valid object id in DVC's files: {}": "{} har inget giltigt objekt-id i DVC:s filer: {}",
+    (
+        "{} is not in DVC's cache, and there is no default remote to fetch it from: run `dvc remote add "
+        "--default NAME URL` with the URL of whoever made it, {}"
+    ): (
+        "{} finns inte i DVC:s cache, och det finns ingen förvald fjärrlagring att hämta den från: kör "
+        "`dvc remote add --default NAMN URL` med adressen från den som gjorde den, {}"
+    ),
+    (
+        "{} could not be fetched from the remote {} ({}): check the connection, have whoever made it run "
+        "`make push`, {}"
+    ): (
+        "{} kunde inte hämtas från fjärrlagringen {} ({}): kontrollera anslutningen, be den som gjorde "
+        "den köra `make push`, {}"
+    ),
+    "and try again, or run `dvc fetch {}`": "och försök igen, eller kör `dvc fetch {}`",
+    "it does not answer, or lacks a part of it, or holds one that is damaged": (
+        "den svarar inte, saknar en del av den, eller har en del som är skadad"
+    ),
+    "the program git is missing: install it": "programmet git saknas: installera det",
+    # A video.
+    "This is not the address of a YouTube video: paste one such as {}, or drop a file here": (
+        "Det här är inte adressen till en YouTube-video: klistra in en som {}, eller släpp en fil här"
+    ),
+    "This is a playlist, a channel or a search: open one video of it, and paste the address of that": (
+        "Det här är en spellista, en kanal eller en sökning: öppna en av dess videor och klistra in adressen till den"
+    ),
+    "This is a live broadcast: wait until it has ended and YouTube shows it as a video": (
+        "Det här är en direktsändning: vänta tills den är slut och YouTube visar den som en video"
+    ),
+    "The video did not arrive within {} s: {}": "Videon kom inte fram inom {} s: {}",
+    (
+        "The video lasts {}, and at most {} is transcribed at once: download it, cut it, and drop the parts "
+        "here one by one"
+    ): (
+        "Videon är {} lång, och högst {} transkriberas på en gång: ladda ner den, dela den och släpp "
+        "delarna här en i taget"
+    ),
+    ("The audio of this video is larger than {} MB: download it, cut it, and drop the parts here one by one"): (
+        "Videons ljud är större än {} MB: ladda ner den, dela den och släpp delarna här en i taget"
+    ),
+    "{}: download it where you can play it, and drop the file here": (
+        "{}: ladda ner den där du kan spela upp den, och släpp filen här"
+    ),
+    "{}, or download it where you can play it, and drop the file here": (
+        "{}, eller ladda ner den där du kan spela upp den, och släpp filen här"
+    ),
+    "download it where you can play it, and drop the file here": (
+        "ladda ner den där du kan spela upp den, och släpp filen här"
+    ),
+    (
+        "yt-dlp found no audio, and no JavaScript runtime, which YouTube may ask for: install Deno with {} "
+        "(or Node 22, or QuickJS) and try again"
+    ): (
+        "yt-dlp hittade inget ljud, och inget program för JavaScript, vilket YouTube kan kräva: "
+        "installera Deno med {} (eller Node 22, eller QuickJS) och försök igen"
+    ),
+    "YouTube gave no audio: a newer yt-dlp may find it ({})": (
+        "YouTube gav inget ljud: en nyare yt-dlp kanske hittar det ({})"
+    ),
+    "YouTube cannot be reached, or the connection was lost": "YouTube går inte att nå, eller så bröts anslutningen",
+    "YouTube refuses this machine, which it takes for a robot": (
+        "YouTube nekar den här datorn, som den tar för en robot"
+    ),
+    "YouTube shows this video only to adults who sign in": "YouTube visar den här videon bara för vuxna som loggar in",
+    "This video has to be paid for": "Den här videon kostar pengar",
+    "This video is for the members of its channel": "Den här videon är för kanalens medlemmar",
+    "This video is not available in the country where this machine is": (
+        "Den här videon är inte tillgänglig i landet där den här datorn står"
+    ),
+    "This video is private": "Den här videon är privat",
+    "This video is copy-protected": "Den här videon är kopieringsskyddad",
+    "This video has not started yet": "Den här videon har inte börjat än",
+    "There is no space left on this machine's disk": "Den här datorns disk är full",
+    "YouTube is having problems of its own just now": "YouTube har egna problem just nu",
+    "YouTube has no such video, or no longer has it": "YouTube har ingen sådan video, eller har den inte längre",
+    "YouTube refuses to send this video to this machine": "YouTube vägrar skicka den här videon till den här datorn",
+    # A recording to be kept.
+    "The recording was not saved: agree first that it may be used": (
+        "Inspelningen sparades inte: samtyck först till att den får användas"
+    ),
+    "The recording was not saved: the speaker has no valid id: reload the page": (
+        "Inspelningen sparades inte: talaren har inget giltigt id: ladda om sidan"
+    ),
+    "The recording was not saved: {} cannot be written: {}": "Inspelningen sparades inte: {} går inte att skriva: {}",
+    "The recording was not saved: write what is said in it": "Inspelningen sparades inte: skriv vad som sägs i den",
+    (
+        "The recording was not saved: its text has {} characters, and Whisper learns from at most {}: save a "
+        "shorter piece"
+    ): ("Inspelningen sparades inte: texten har {} tecken, och Whisper lär sig av högst {}: spara en kortare bit"),
+    ("The recording was not saved: it lasts more than {} s, and Whisper takes no more at once: save a shorter piece"): (
+        "Inspelningen sparades inte: den är längre än {} s, och Whisper tar inte mer på en gång: spara en kortare bit"
+    ),
+    "The recording was not saved: it is {} ({}): record it again": (
+        "Inspelningen sparades inte: den är {} ({}): spela in den igen"
+    ),
+    "empty": "tom",
+    "corrupt": "skadad",
+    "too short": "för kort",
+    "too long": "för lång",
+    "0 bytes": "0 byte",
+    "no samples": "inget ljud",
+    "{} s, min_seconds is {}": "{} s, minst {} s behövs",
+    "{} s, max_seconds is {}": "{} s, högst {} s är tillåtet",
+    "{} holds another corpus ({}): name an empty folder in app.recordings": (
+        "{} innehåller en annan korpus ({}): ange en tom mapp i app.recordings"
+    ),
+    "{} line {}: {}: fix it, or move the folder away": "{} rad {}: {}: rätta den, eller flytta undan mappen",
+    "The recording was saved; write {}: {} into {} yourself": "Inspelningen sparades; skriv själv in {}: {} i {}",
+    # An upload.
+    "You have many files here already: try again in an hour.": "Du har redan många filer här: försök igen om en timme.",
+    "The server holds as many files as it may: try again in some minutes.": (
+        "Servern har så många filer som den får: försök igen om några minuter."
+    ),
+    "The server's disk is full: try again in some minutes.": "Serverns disk är full: försök igen om några minuter.",
+    "This page does not go by the name {}: see app.hosts in params.yaml.": (
+        "Den här sidan går inte under namnet {}: se app.hosts i params.yaml."
+    ),
+    "Another page may not use this one.": "En annan sida får inte använda den här.",
+    "The request is not as this page sends it.": "Begäran ser inte ut som den här sidans.",
+    "An upload has to say how long it is.": "En uppladdning måste ange hur lång den är.",
+    "A file may have {} MB: send a shorter one, or as mp3.": "En fil får ha {} MB: skicka en kortare, eller som mp3.",
+    "The upload came too slowly: try again.": "Uppladdningen gick för långsamt: försök igen.",
+    "An upload may have {} files: send them one by one.": "En uppladdning får ha {} filer: skicka dem en i taget.",
+    "A request may have {} kB.": "En begäran får ha {} kB.",
+    "The request came too slowly: try again.": "Begäran kom för långsamt: försök igen.",
+    "The request's values are nested too deeply.": "Begärans värden är nästlade för djupt.",
+}
+ERRORS = {"sv": SWEDISH_ERRORS}
+
 LANGUAGES = {"en": ENGLISH, "sv": SWEDISH}  # the first where a browser wants none of them
 
 KEY_PREFIX = "viska_"  # of the keys in the browser, where gradio has its own
@@ -159,6 +347,14 @@ def preferred_language(accepted: str | None) -> str:
 
 def translate(language: str, key: str, **values: object) -> str:
     return LANGUAGES[language][key].format(**values)
+
+
+def translate_error(language: str, sentence: str) -> str:
+    """A sentence of an error, and the parts that it quotes, in a language; as it is where there is no other."""
+    for form, translated in ERRORS.get(language, {}).items():
+        if match := re.fullmatch(re.escape(form).replace(r"\{\}", "(.+?)"), sentence, re.DOTALL):
+            return translated.format(*(translate_error(language, part) for part in match.groups()))
+    return sentence
 
 
 def format_decimal(language: str, value: float) -> str:

@@ -20,10 +20,11 @@ from stages.asr.mel import SAMPLE_RATE
 from stages.asr.model import SpeechModel, load_model
 from stages.asr.recording import open_recording
 from stages.asr.scoring import clip_edits, normal_errors, wer
+from stages.asr.segments import Segment
 from stages.asr.shards import Shards
 from stages.asr.significance import percentile_interval, resampled_sums
 from stages.asr.text import normalise
-from stages.asr.transcription import Segment, transcribe
+from stages.asr.transcription import transcribe
 
 PAUSES = (0.3, 2.0)  # seconds
 ROOM = 0.0003  # RMS of its noise: -70 dB of full scale

@@ -6,7 +6,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -73,8 +73,14 @@ class ValidationTables(Section):
     limit: Count | None
 
 
+def release_text(value: object) -> object:
+    """A release that was written without quotes, which YAML takes for a number."""
+    return f"{value:.1f}" if isinstance(value, float) else value
+
+
 class CommonVoice(Section):
-    archive: Annotated[str, Field(min_length=1)]
+    archive: Annotated[str, Field(min_length=1)] | None
+    release: Annotated[str, BeforeValidator(release_text), Field(pattern=r"^(\d+\.\d+|[a-zA-Z][\w.-]{6,})$")] | None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     locale: Annotated[str, Field(min_length=1)] | None
     train: Tables
@@ -90,6 +96,14 @@ class CommonVoice(Section):
     def validation_comes_from_one_place(self) -> Self:
         if bool(self.validation.tables) == (self.held_out_speakers is not None):
             raise ValueError("either validation.tables is [] or held_out_speakers is null")
+        return self
+
+    @model_validator(mode="after")
+    def release_is_named_once(self) -> Self:
+        if (self.archive is None) == (self.release is None):
+            raise ValueError("exactly one of archive and release must be null")
+        if self.release is not None and self.locale is None:
+            raise ValueError("a release wants its locale, such as sv-SE")
         return self
 
 
@@ -111,11 +125,42 @@ class Folder(Section):
         return self
 
 
+Reason = Annotated[str, Field(pattern=r"^[\w ,'-]+$")]  # a key of counts
+ClipId = Annotated[str, Field(min_length=1)]
+
+
+class HubSplit(Section):
+    splits: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    limit: Count | None
+
+
+class Hub(Section):
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    config: Annotated[str, Field(min_length=1)] | None
+    audio: Annotated[str, Field(min_length=1)]
+    text: Annotated[str, Field(min_length=1)]
+    speaker: Annotated[str, Field(min_length=1)] | None
+    train: HubSplit
+    validation: HubSplit
+    test: HubSplit
+    min_seconds: Annotated[float, Field(ge=0)]
+    max_seconds: Annotated[float, Field(gt=0)]
+
+
 class Download(Section):
-    corpus: Literal["synthetic", "common_voice", "folder"]
+    corpus: Literal["synthetic", "common_voice", "folder", "hub"]
+    drop: dict[Reason, list[ClipId]]
     synthetic: Synthetic
     common_voice: CommonVoice
     folder: Folder
+    hub: Hub
+
+    @model_validator(mode="after")
+    def hub_is_pinned(self) -> Self:
+        if self.corpus == "hub" and self.hub.revision is None:
+            raise ValueError("hub.revision must be the data set's commit; `tools.recipe set --pin` looks it up")
+        return self
 
 
 class Featurize(Section):
@@ -228,6 +273,7 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
 
 
 class Compute(Section):
+    gpus: Literal["auto"] | Count
     processes: Count | None
     decode_batch_size: Count
     loader_workers: Annotated[int, Field(ge=0)]

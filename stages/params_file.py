@@ -79,6 +79,8 @@ def set_value(document: CommentedMap, key: str, value: object) -> None:
         if not isinstance(section.get(parent), dict):
             section[parent] = CommentedMap()
         section = section[parent]
+    if not section:
+        section.fa.set_block_style()  # {} has none
     if last in section and section[last] == value:
         return  # as it was written: 1.5e-3, not 0.0015
     if isinstance(section.get(last), CommentedSeq) and isinstance(value, list):

@@ -294,3 +294,34 @@ def test_clips_of_a_batch_are_of_like_length():
 def test_long_and_short_batches_come_mixed():
     lengths = [batch[0].n_frames for batch in batches()]
     assert np.corrcoef(lengths[:-1], lengths[1:])[0, 1] < 0.3
+
+
+@pytest.mark.parametrize("n_clips", [1000, 1001, 1007, 961, 5])
+@pytest.mark.parametrize(("ranks", "accumulation"), [(2, 1), (2, 4), (3, 2)])
+def test_ranks_share_the_steps_that_one_process_has(n_clips, ranks, accumulation):
+    """Each rank as many batches as the others, each clip once, and the same clips and padding a step."""
+
+    def steps(accumulation: int, **rank: int) -> list[list[list[BatchItem]]]:
+        batching = Batching(4, 2000, 0.3, 0.5, accumulation, **rank)
+        sampler = LengthBucketSampler(Clips((2 * LENGTHS)[:n_clips]), batching, 1)
+        sampler.set_epoch(3)
+        given = [*sampler]
+        assert len(given) == len(sampler)
+        return [given[start : start + accumulation] for start in range(0, len(given), accumulation)]
+
+    alone = steps(accumulation * ranks)
+    shares = [steps(accumulation, ranks=ranks, rank=rank) for rank in range(ranks)]
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert len({len(part) for part in parts}) == 1
+        assert sorted(chain(*chain(*parts))) == sorted(chain(*whole))
+    assert all(batch for share in shares for step in share[:-1] for batch in step)
+    clips = sorted(chain.from_iterable(numbers(batch) for share in shares for step in share for batch in step))
+    assert clips == [*range(n_clips)]
+
+
+def test_a_batch_without_clips_is_empty():
+    assert {name: len(values) for name, values in collate([]).items()} == {
+        "input_features": 0,
+        "decoder_input_ids": 0,
+        "labels": 0,
+    }

@@ -25,7 +25,8 @@ from app.models import Models
 from app.rendering import UNSURE
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.recording import open_recording
-from stages.asr.transcription import Segment, transcribe
+from stages.asr.segments import Segment
+from stages.asr.transcription import transcribe
 from tests.support.browser import MISSING, Found, chromium, find_browser
 from tests.support.demo import PATIENCE, Demo, babbling_models, connect, long_recording, serve, spoken, until
 from tests.support.material import ROOT
@@ -358,7 +359,7 @@ def test_a_foreign_page_cannot_upload_call_read_or_frame(demo, page, site):
     expect(page.locator("body")).to_have_text(re.compile("does not go by the name 'foreign.localhost'"))
 
 
-def test_each_language_has_its_page(visit):
+def test_each_language_has_its_page(visit, tmp_path):
     english, swedish = visit(locale="en-US"), visit(locale="sv-SE")
     for page, label, tab, details, notice in (
         (english, "Model", "Improve it", "Word error rate 12.3 %", "expect nonsense when you speak"),
@@ -371,6 +372,14 @@ def test_each_language_has_its_page(visit):
         assert "viska_" not in page.locator("body").inner_text()
     swedish.locator("#transcribe-speak").click()
     expect(swedish.get_by_test_id("toast-body")).to_contain_text("Det finns ingen inspelning än")
+    swedish.get_by_test_id("toast-close").click()
+    (tmp_path / "notes.wav").write_text("inget ljud")
+    swedish.get_by_role("tab", name="Fil", exact=True).click()
+    swedish.locator("#upload input[type=file]").set_input_files(tmp_path / "notes.wav")
+    expect(swedish.locator("#upload")).to_contain_text("notes")
+    swedish.locator("#transcribe-file").click()
+    told = "notes.wav är ingen läsbar ljud- eller videofil: innehållet är ogiltigt; gör om den"
+    expect(swedish.get_by_test_id("toast-body")).to_contain_text(told)
 
 
 def test_a_telephone_needs_no_sideways_scrolling(visit, clips):
@@ -397,21 +406,105 @@ def test_dark_and_light_are_the_systems(visit):
         assert (background < text) == dark and abs(background - text) > 300
 
 
-def test_the_keyboard_is_enough(demo, page, clips):
+def tab_to(page: Page, name: str, times: int = 1) -> list[str]:
+    """Press Tab until what is called so has the focus; the names on the way, each of which shows its focus."""
+    names, styles = [], []
+    while names.count(name) < times:
+        page.keyboard.press("Tab")
+        labels = "e.getAttribute('aria-label') || e.labels?.[0]?.innerText || e.innerText || e.placeholder || ''"
+        names.append(page.evaluate(f"(e => {labels})(document.activeElement)").strip())
+        styles.append(page.evaluate("(s => s.outlineStyle + s.boxShadow)(getComputedStyle(document.activeElement))"))
+        assert len(names) < 40, names
+    assert all(style != "nonenone" for style in styles), dict(zip(names, styles, strict=True))
+    return names
+
+
+def test_the_keyboard_is_enough(demo, page, clips, tmp_path):
+    drop(page, long_recording(clips, tmp_path / "hour.wav", 3000))
+    page.locator("#title").click()
+    names = tab_to(page, "Transcribe", times=2)  # the tab, and the button
+    assert names.index("Model") < names.index("Compare with") < names.index("File")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("of 50:00 transcribed")
+    tab_to(page, "Stop")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("Stopped")
+    page.locator("#upload").get_by_role("button", name="Clear").focus()
+    page.keyboard.press("Enter")
     drop(page, clips[0])
     page.locator("#title").click()
-    names, styles = [], []
-    while "Transcribe" not in names[1:]:
-        page.keyboard.press("Tab")
-        names.append(
-            page.evaluate("(e => e.getAttribute('aria-label') || e.innerText || '')(document.activeElement)").strip()
-        )
-        styles.append(page.evaluate("(s => s.outlineStyle + s.boxShadow)(getComputedStyle(document.activeElement))"))
-        assert len(names) < 30, names
-    assert names.index("Model") < names.index("Compare with") < names.index("File")
-    assert all(style != "nonenone" for style in styles), dict(zip(names, styles, strict=True))
+    tab_to(page, "Transcribe", times=2)
     page.keyboard.press("Enter")
     expect_text(page, segments(demo, clips[0]))
+    assert tab_to(page, "json")[-6:] == ["Copy", "Edit", "txt", "srt", "vtt", "json"]
+    page.locator("#title").click()
+    tab_to(page, "Improve it")
+    page.keyboard.press("Enter")
+    tab_to(page, "Save the recording")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Space")
+    expect(page.get_by_label("I have the right to share this recording")).to_be_checked()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("record something first")
+    tab_to(page, "Close")
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("toast-body")).to_have_count(0)
+
+
+def barriers(page: Page) -> list[str]:
+    """What axe-core finds serious or critical on the page as it is, and in its other colours."""
+    from axe_playwright_python.base import AXE_SCRIPT
+
+    page.evaluate(AXE_SCRIPT)
+    found = page.evaluate(
+        """async () => {
+            const settle = () => Promise.all(document.getAnimations().map(each => each.finished.catch(() => 0)));
+            await settle();
+            const all = (await axe.run({resultTypes: ["violations"]})).violations;
+            document.body.classList.toggle("dark");
+            await settle();
+            const colours = (await axe.run({resultTypes: ["violations"], runOnly: ["color-contrast"]})).violations;
+            document.body.classList.toggle("dark");
+            return [...all, ...colours];
+        }"""
+    )
+    assert "page-has-heading-one" not in [each["id"] for each in found]
+    return [
+        f"{each['id']}: {node['html'][:200]} {[check['message'] for check in node['any']]}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
+
+
+TELEPHONE = {"viewport": {"width": 375, "height": 700}}
+VISITORS = [
+    ("Compare with", "File", "Improve it", {"color_scheme": "light"}),
+    ("Jämför med", "Fil", "Förbättra", {"color_scheme": "dark", "locale": "sv-SE"} | TELEPHONE),
+]
+
+
+@pytest.mark.parametrize(("compare", "file", "improve", "visitor"), VISITORS, ids=["English", "Swedish"])
+def test_nothing_bars_who_cannot_see_or_point(visit, clips, compare, file, improve, visitor):
+    page = visit(**visitor)
+    assert not barriers(page)
+    choose(page, compare, "pretrained")
+    page.get_by_role("tab", name=file, exact=True).click()
+    page.locator("#upload input[type=file]").set_input_files(clips[0])
+    expect(page.locator("#upload")).to_contain_text(clips[0].stem)
+    page.locator("#transcribe-file").click()
+    expect(page.locator("#status")).to_contain_text(re.compile("Done|Klart"))
+    page.get_by_role("tab", name="Video").click()
+    page.locator("#transcribe-video").click()
+    expect(page.get_by_test_id("toast-body")).to_be_visible()
+    assert not barriers(page)
+    page.get_by_test_id("toast-close").click()
+    page.get_by_role("tab", name=file, exact=True).click()
+    assert not barriers(page)
+    page.get_by_role("tab", name=improve).click()
+    expect(page.locator("#save")).to_be_visible()
+    assert not barriers(page)
 
 
 def test_one_persons_text_is_not_anothers(visit, clips):

@@ -1,14 +1,13 @@
 """``python -m tools.checkpoints``: what is there, and making room."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from stages.runtime.errors import UserError
 from stages.training.checkpoints import CheckpointManager, LocalCheckpoints, locked, save
-from tests.support.material import ROOT
+from tests.support.process import call
+from tools.checkpoints import main
 
 
 @pytest.fixture
@@ -21,8 +20,7 @@ def store(tmp_path) -> Path:
 
 
 def tool(*arguments: object, status: int = 0) -> str:
-    command = [sys.executable, "-m", "tools.checkpoints", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = call(main, *arguments)
     assert result.returncode == status, result.stderr
     return result.stdout + result.stderr
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from app.formats import as_json, as_srt, as_txt, as_vtt
-from stages.asr.transcription import Word
+from stages.asr.segments import Word
 
 
 @dataclass(frozen=True)

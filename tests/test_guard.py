@@ -279,6 +279,12 @@ def test_a_visitor_holds_no_more_than_a_quarter(demo):
     assert upload(demo, bytes(600_000))[0] == 200
 
 
+def test_many_visitors_together_leave_room_for_the_next(demo):
+    large = [upload(demo, bytes([number]) * 600_000, client=f"127.0.0.{number}")[0] for number in range(2, 12)]
+    assert large == [200, 200, 200, *[507] * 7]
+    assert upload(demo, bytes(200_000), client="127.0.0.12")[0] == 200
+
+
 def test_a_full_disk_is_a_sentence_and_mends_itself(demo, monkeypatch):
     monkeypatch.setattr(guard, "SPARE_BYTES", 10**18)
     assert upload(demo, b"RIFF") == (507, "The server's disk is full: try again in some minutes.")

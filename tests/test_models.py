@@ -1,23 +1,38 @@
 """The models to choose from: pins by Git and DVC, the workspace's, a Space's; loaded once, and not too many."""
 
 import json
+import os
 import shutil
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from dvc.repo import Repo
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from app import video
 from app.models import folder_models, repository_models
+from app.rendering import progress_html
+from app.transcriber import Transcriber
+from app.turns import Turns
 from stages.asr.decoding import decode
+from stages.asr.mel import SAMPLE_RATE
 from stages.asr.model import SpeechModel, load_model, save_model
 from stages.asr.shards import Shards
+from stages.params import load_params
 from stages.runtime.errors import UserError
 from stages.versioning.pins import OLDER_CLIPS, Repository, make_version, pinned_commits
+from tests.support.demo import PATIENCE
 from tests.support.pinned import isolate, other, push, start, tag, train
 from tests.support.repository import commit, run
 from tools.drive.inventory import out_objects
@@ -99,6 +114,70 @@ def test_pins_come_from_the_remote_at_first_choice_however_many_ask(clone, bytes
     for name, given in answers.items():
         assert len({id(answer.result()) for answer in given}) == 1
         assert same(given[0].result(), bytes_of[name])
+
+
+@contextmanager
+def slow_store(folder: Path, size: int) -> Iterator[tuple[str, threading.Event]]:
+    """A remote by HTTP that stops in the middle of its file of ``size`` bytes, until it may go on."""
+    go_on = threading.Event()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def copyfile(self, source: IO[bytes], outputfile: IO[bytes]) -> None:
+            data = source.read()
+            outputfile.write(data[: len(data) // 2])
+            outputfile.flush()
+            if len(data) == size:
+                go_on.wait(PATIENCE)
+            outputfile.write(data[len(data) // 2 :])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", go_on
+        finally:
+            go_on.set()
+            server.shutdown()
+            thread.join()
+
+
+def test_whoever_waits_for_a_pin_sees_how_much_of_it_has_come(clone, origin, bytes_of, tmp_path):
+    size = (bytes_of[OLD] / "model.safetensors").stat().st_size
+    settings = load_params(clone / "params.yaml").app
+    transcriber = Transcriber(repository_models(clone, 1), settings, video.fetch_audio, Turns(1))
+    soundfile.write(tmp_path / "silence.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
+    with slow_store(origin.parent / "store", size) as (url, go_on):
+        remote(clone, url)
+        seen = []
+        for progress in transcriber.transcribe([OLD], tmp_path / "silence.wav"):
+            if progress.step == "fetching" and progress.downloaded > 0.4:
+                seen.append(progress.downloaded)
+                line = progress_html(progress, "sv")
+                go_on.set()
+    assert 0.4 < seen[0] < 1 and f"{round(100 * seen[0])} %" in line and f'value="{seen[0]:.3f}"' in line
+    assert transcriber.models.fetched == {}
+    assert same(transcriber.models.load(OLD), bytes_of[OLD])
+
+
+def test_pins_that_nobody_uses_leave_their_folder_and_come_back(fetched, bytes_of):
+    models = repository_models(fetched, 1)
+    folder = fetched / ".dvc/tmp/app"
+    models.load(OLD)
+    (old,) = folder.iterdir()
+    (folder / "tmpbroken").mkdir()
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))
+    models.load(OLD)
+    assert old.stat().st_mtime > 0, "what is used is not old"
+    models.load(NEW)
+    assert old in folder.iterdir() and not (folder / "tmpbroken").exists()
+    os.utime(old, (0, 0))
+    repository_models(fetched, 1).load(NEW)
+    assert not old.exists() and len(list(folder.iterdir())) == 1
+    assert same(models.load(OLD), bytes_of[OLD])
 
 
 def test_offline_after_fetch(clone, bytes_of):
@@ -266,6 +345,10 @@ def test_what_git_refuses_is_told(clone):
     [
         (
             "{corpus: common_voice, common_voice: {archive: cv-corpus-25.0-sv-SE.tar.gz}}",
+            "cv-corpus-25.0-sv-SE, 7 clips",
+        ),
+        (
+            "{corpus: common_voice, common_voice: {archive: null, release: '25.0', locale: sv-SE}}",
             "cv-corpus-25.0-sv-SE, 7 clips",
         ),
         ("{corpus: folder, folder: {path: /home/anna/recordings}}", "recordings, 7 clips"),

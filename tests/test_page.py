@@ -1,5 +1,6 @@
 """The demo through ``gradio_client`` and plain requests, on its real server."""
 
+import ast
 import http.client
 import json
 import os
@@ -10,10 +11,12 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,13 +26,18 @@ import soundfile
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from app import page, server, texts
+from app import corpus, guard, live, page, server, texts, video
+from app import models as models_module
 from app.main import find_examples
 from app.models import Models
+from app.transcriber import Transcriber
+from app.turns import Turns
+from stages.asr import model, recording
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.transcription import transcribe
 from stages.runtime.errors import UserError
+from stages.versioning import cache, pins
 from tests.support import video as videos
 from tests.support.demo import PATIENCE, Demo, babbling_models, connect, free_port, long_recording, serve, spoken, until
 from tests.support.material import ROOT
@@ -145,6 +153,32 @@ def test_a_cancelled_job_closes_its_recording(demo, client, clips, tmp_path):
     assert opened
     job.cancel()
     until(lambda: opened[0] not in [file.path for file in psutil.Process().open_files()])
+
+
+def test_whoever_stops_waits_for_nothing_and_the_window_ends_at_its_next_token(models, demo, clips):
+    """Counted in tokens: the first one is held until the stop has returned, and no second one is begun."""
+    reached, stopped, steps = threading.Event(), threading.Event(), []
+
+    def hold(*_: object) -> None:
+        steps.append(1)
+        reached.set()
+        stopped.wait(PATIENCE)
+
+    transcriber = Transcriber(models, demo.settings, video.fetch_audio, Turns(1))
+    decoder = models.load("tuned").whisper.model.decoder
+    held = decoder.register_forward_hook(hold)
+    try:
+        going = transcriber.transcribe(["tuned"], clips[0])
+        while not reached.is_set():
+            next(going)
+        going.close()
+        assert transcriber.turns.queue, "another would begin beside what still runs"
+        stopped.set()
+        until(lambda: not transcriber.turns.queue)
+    finally:
+        held.remove()
+    assert len(steps) == 1
+    assert str(clips[0]) not in [file.path for file in psutil.Process().open_files()]
 
 
 # Bounds
@@ -317,6 +351,7 @@ def test_ctrl_c_ends_the_command_with_130(models, tmp_path):
     try:
         line = process.stdout.readline()
         assert "pretrained" in line and f"http://127.0.0.1:{port}/" in line, process.communicate()
+        assert process.stdout.readline() == "pretrained is loaded.\n"
         assert connect(f"http://127.0.0.1:{port}").predict(api_name="/models")
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=PATIENCE)
@@ -333,6 +368,12 @@ def test_examples_are_the_splits_or_the_built_in_corpuss(settings, tmp_path):
     assert len(spoken) == 3 and all(example.path.is_relative_to(spare) for example in spoken)
     shutil.copytree(spare, split)
     assert [example.path.parent for example in find_examples(split, None, spare)] == [split / "audio"] * 3
+
+
+def test_the_page_waits_for_neither_torch_nor_transformers():
+    code = "import sys, app.page, app.server; print(sorted({'torch', 'transformers', 'dvc'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done
 
 
 def test_a_port_that_is_taken_is_told_of(models, demo, tmp_path):
@@ -354,6 +395,56 @@ def test_both_languages_say_the_same():
     assert english.keys() == swedish.keys()
     for key, text in english.items():
         assert re.findall(r"{\w+}", text) == re.findall(r"{\w+}", swedish[key]), key
+
+
+ERROR_MODULES = [corpus, guard, live, models_module, video, cache, pins, model, recording]
+# What nobody meets who visits: mistakes of whoever starts the demo, or trains.
+NOT_MET = {"require_versions", "check_fit"}
+
+
+def error_sentences(module: ModuleType) -> Iterator[str]:
+    """Every sentence that a module raises, with § for what differs."""
+
+    def text(node: ast.expr) -> str:
+        match node:
+            case ast.Constant(value=str(value)):
+                return value
+            case ast.JoinedStr(values=values):
+                return "".join(map(text, values))
+            case ast.FormattedValue(value=ast.Name(id=name)) | ast.Name(id=name):
+                return str(getattr(module, name, "§"))
+            case ast.FormattedValue():
+                return "§"
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="format")):
+                return getattr(module, name).replace("{}", "§")
+        raise AssertionError(ast.unparse(node))
+
+    functions = ast.walk(ast.parse(Path(module.__file__).read_text()))
+    for function in (node for node in functions if isinstance(node, ast.FunctionDef) and node.name not in NOT_MET):
+        for node in ast.walk(function):
+            match node:
+                case ast.Call(func=ast.Name(id="UserError" | "AudioError" | "RefusedError"), args=[*_, said]):
+                    options = [said.body, said.orelse] if isinstance(said, ast.IfExp) else [said]
+                    for option in options:
+                        if not (isinstance(option, ast.Call) and isinstance(option.func, ast.Name)):
+                            yield text(option)
+
+
+def test_every_error_that_a_visitor_can_meet_is_said_in_swedish():
+    said = [sentence for module in ERROR_MODULES for sentence in error_sentences(module)]
+    said += ["the program git is missing: install it"]
+    said += [recording.too_long_message("§", 10, claim) for claim in ("", "0:20, ")]
+    reasons = [*video.FAILURES.values(), video.NO_AUDIO, video.NO_RUNTIME]
+    said += [f"{reason}: {video.DROP_THE_FILE}" for reason in reasons] + [f"§, or {video.DROP_THE_FILE}"]
+    assert len(said) > 60
+    for sentence in said:
+        swedish = texts.translate_error("sv", sentence)
+        assert swedish != sentence == texts.translate_error("en", sentence), sentence
+        assert not re.search(r"\b(the|this|and|is|was)\b", swedish, re.IGNORECASE), swedish
+        assert swedish.count("§") == sentence.count("§"), swedish
+    told = "a {} b.wav is not a readable audio or video file: it contains no samples; convert it to wav, mp3 or mp4"
+    assert "a {} b.wav är ingen läsbar" in texts.translate_error("sv", told)
+    assert "den innehåller inget ljud" in texts.translate_error("sv", told)
 
 
 WANTED = [("sv-SE,sv;q=0.9,en;q=0.8", "sv"), ("en-GB,sv;q=0.1", "en"), ("de,sv;q=0.5,en;q=0.7", "en")]

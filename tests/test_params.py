@@ -68,6 +68,7 @@ def test_a_missing_key_is_named(settings, key):
         ("whisper.scratch.seconds", None, "a valid integer"),
         ("compute.processes", 0, "greater than or equal to 1"),
         ("train.spec_augment", 5, "a valid dictionary"),
+        ("download.common_voice.release", "latest", "pattern"),
         ("evaluate.full_window_clips", -1, "greater than or equal to 0"),
         ("evaluate.conditions.speed", 0.9, "a valid list"),
     ],
@@ -87,12 +88,31 @@ def test_an_impossible_value_is_named_with_what_is_allowed(settings, key, value,
         ({"train.log_every": 20, "train.eval_every": 50}, "  train: eval_every must be a multiple of log_every (20)"),
         ({"train.log_every": 20, "train.eval_every": 40, "train.save_every": 50}, "  train: save_every must be a mul"),
         ({"whisper.scratch.heads": 3}, "  whisper.scratch: d_model (128) must be a multiple of heads (3)"),
+        (
+            {"download.common_voice.release": "25.0"},
+            "  download.common_voice: exactly one of archive and release must be null",
+        ),
+        (
+            {
+                "download.common_voice." + key: value
+                for key, value in (("archive", None), ("locale", None), ("release", 25.0))
+            },
+            "  download.common_voice: a release wants its locale, such as sv-SE",
+        ),
         ({"whisper.revision": "abcdef12"}, "  whisper: revision must be null for scratch"),
         ({"whisper.base": "openai/whisper-small"}, "  whisper: revision must be null for scratch; a Hub id wants its"),
     ],
 )
 def test_values_that_do_not_go_together_are_named(settings, values, line):
     assert complaint(settings(values)).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("written", "release"), [("25.0", "25.0"), (25.0, "25.0"), (16.1, "16.1"), ("cmn2e8gr3", "cmn2e8gr3")]
+)
+def test_a_release_may_be_written_without_quotes(settings, written, release):
+    values = {"download.common_voice.archive": None, "download.common_voice.release": written}
+    assert load_params(settings(values)).download.common_voice.release == release
 
 
 def test_everything_that_is_wrong_is_told_at_once(settings):

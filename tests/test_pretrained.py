@@ -1,5 +1,9 @@
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +17,8 @@ from stages.params import load_params
 from stages.pretrained import pretrained, train_tokenizer
 from stages.runtime.errors import UserError
 from tests.support.hub import serve, sha256
-from tests.support.material import TINY, speech, write_shards
-from tests.support.process import Stage
+from tests.support.material import ROOT, TINY, speech, write_params, write_shards
+from tests.support.process import said_lines
 
 COMMIT, BINARY = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 
@@ -157,28 +161,55 @@ class Fetch:
     asked: list[str]
 
 
-@pytest.fixture
-def fetch(tiny, settings, shards_folder, tmp_path):
-    """Call with a base and its revision: a process fetches it from a Hub that has the tiny model as team/tiny."""
-    commit, binary = (Path(shutil.copytree(tiny, tmp_path / name)) for name in ("commit", "binary"))
+COMMANDS = """
+import contextlib, io, json, sys
+from stages.pretrained import main
+from stages.runtime.command import invoke, report_error
+for line in sys.stdin:
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            status = invoke(lambda: main, json.loads(line))
+        except Exception as error:
+            status = report_error(error)
+    print(status, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def fetch(tiny, shards_folder, tmp_path_factory):
+    """Call with a base and its revision: fetches it from a Hub that has the tiny model as team/tiny.
+
+    In one other process for all, for an address of the Hub is read once.
+    """
+    folder = tmp_path_factory.mktemp("fetch")
+    commit, binary = (Path(shutil.copytree(tiny, folder / name)) for name in ("commit", "binary"))
     (commit / "README.md").write_text("not wanted")
     (commit / "pytorch_model.bin").write_bytes(b"not wanted")
     (binary / "model.safetensors").rename(binary / "pytorch_model.bin")
-    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), "")
+    env = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), "")
+    env |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": folder}
+    with serve({"team/tiny": {COMMIT: commit, BINARY: binary}}) as hub, (folder / "log").open("w+") as log:
+        env = os.environ | env | {"HF_ENDPOINT": hub.url}
+        with subprocess.Popen([sys.executable, "-c", COMMANDS], env=env, stderr=log, **pipes) as process:
 
-    def call(base: str, revision: str) -> Fetch:
-        params = settings({"whisper.base": base, "whisper.revision": revision})
-        arguments = ["--params", params, "--train", shards_folder, "--model", tmp_path / "model"]
-        with serve({"team/tiny": {COMMIT: commit, BINARY: binary}}) as hub:
-            home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
-            with Stage(tmp_path, "pretrained", *arguments, **proxies, **home) as stage:
-                return Fetch(*stage.finish(), tmp_path / "model", hub.asked)
+            def call(base: str, revision: str, model: Path) -> Fetch:
+                params = write_params(folder / "params.yaml", {"whisper.base": base, "whisper.revision": revision})
+                arguments = ["--params", params, "--train", shards_folder, "--model", model]
+                hub.asked.clear()
+                begin = (folder / "log").stat().st_size
+                process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
+                process.stdin.flush()
+                status = int(process.stdout.readline())
+                said = (folder / "log").read_bytes()[begin:].decode()
+                return Fetch(status, said_lines(said), model, list(hub.asked))
 
-    return call
+            yield call
+            process.kill()  # its own end takes longer
 
 
-def test_a_model_comes_from_the_hub_at_its_commit_and_from_the_cache_again(fetch, tiny):
-    first = fetch("team/tiny", COMMIT)
+def test_a_model_comes_from_the_hub_at_its_commit_and_from_the_cache_again(fetch, tiny, tmp_path):
+    first = fetch("team/tiny", COMMIT, tmp_path / "model")
     assert (first.status, first.lines) == (0, [])
     assert sha256(first.model / "model.safetensors") == sha256(tiny / "model.safetensors")
     digest = folder_digest(first.model)
@@ -187,7 +218,7 @@ def test_a_model_comes_from_the_hub_at_its_commit_and_from_the_cache_again(fetch
     assert all(f"/{COMMIT}" in request for request in asked)
     assert any("model.safetensors" in request for request in asked)
     assert not [request for request in asked if "README" in request or ".bin" in request]
-    again = fetch("team/tiny", COMMIT)
+    again = fetch("team/tiny", COMMIT, tmp_path / "model")
     assert (again.status, again.lines) == (0, [])
     assert not [request for request in again.asked if "/store/" in request]
     assert folder_digest(again.model) == digest
@@ -202,8 +233,8 @@ def test_a_model_comes_from_the_hub_at_its_commit_and_from_the_cache_again(fetch
     ],
     ids=["unknown revision", "unknown repository", "no safetensors"],
 )
-def test_what_cannot_be_fetched_is_told_in_one_line(fetch, base, revision, complaint):
-    result = fetch(base, revision)
+def test_what_cannot_be_fetched_is_told_in_one_line(fetch, tmp_path, base, revision, complaint):
+    result = fetch(base, revision, tmp_path / "model")
     assert result.status == 1
     assert len(result.lines) == 1
     assert re.match(f"Error: {complaint}", result.lines[0])

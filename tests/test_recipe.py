@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,11 @@ from stages.pretrained import pretrained
 from stages.runtime.errors import UserError
 from stages.train import Paths, train
 from tests.support.material import ROOT
+from tests.support.process import call
 from tests.support.release import plain, row
 from tests.support.tones import record, write_table
 from tools.estimate import expected_clips, find_data, model_shape, model_size
-from tools.recipe import apply_values, recipe_names, recipe_purpose, recipe_values
+from tools.recipe import apply_values, main, recipe_names, recipe_purpose, recipe_values
 
 RECIPES = ROOT / "recipes"
 NAMES = recipe_names(RECIPES)
@@ -45,6 +45,7 @@ SHRUNK = {
     "train.log_every": 1,
     "train.eval_every": 1,
     "train.save_every": 1,
+    "train.interpolate": [],  # of a base that knows nothing
     "evaluate.bootstrap_samples": 100,
     "evaluate.conditions.clips": 1,
 }
@@ -67,8 +68,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 
 def tool(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tools.recipe", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return call(main, *arguments)
 
 
 def load(path: Path) -> dict:
@@ -95,7 +95,10 @@ def test_default_has_every_value_that_a_stage_lists_and_no_recipe_has_others(par
 
 
 def test_the_recipes_that_the_readme_names():
-    assert NAMES == ["default", "digits", "lab-18k", "lab-2500", "lab-search", "swedish-small"]
+    assert [
+        *("default", "digits", "fleurs-sv", "kb-whisper-small", "lab-18k", "lab-2500", "lab-search"),
+        "swedish-small",
+    ] == NAMES
     printed = tool("list").stdout.splitlines()
     assert [line.split()[0] for line in printed] == NAMES
     assert all(len(line.split()) > 5 for line in printed)
@@ -212,6 +215,8 @@ def test_a_recipe_runs_to_its_end(params, data, tiny, tmp_path, name):
     values = recipe_values(RECIPES, name)
     if values["whisper.base"] != "scratch":
         values |= {"whisper.base": str(tiny), "whisper.revision": folder_digest(tiny)}
+    if values["download.corpus"] == "hub":  # which tests/test_hub_corpus.py has
+        values["download.corpus"] = "common_voice"
     apply_values(params, values | SHRUNK)
     pack_release(data, values["download.common_voice.archive"])
     scores = run_stages(params, tmp_path)
@@ -278,6 +283,25 @@ def test_check_names_what_is_lacking(params, data, tiny):
     assert "cv-corpus-11.0-2022-09-21-sv-SE.tar.gz is missing (found in" in result.stdout
     assert "2,500 train, 500 validation, 5,069 test (known of the release; at most)" in result.stdout
     assert result.stderr.splitlines()[-1].startswith("Error: lab-2500 does not run here yet; lacking: data")
+
+
+def test_a_data_set_of_the_hub_counts_as_far_as_it_is_limited(params):
+    apply_values(params, recipe_values(RECIPES, "fleurs-sv") | {"download.hub.train.limit": 20})
+    values = load_params(params)
+    assert find_data(values).text == "google/fleurs of the Hugging Face Hub, which `download` fetches"
+    assert expected_clips(values, find_data(values)) == ({"train": 20}, "limits of params.yaml")
+
+
+def test_a_release_that_is_to_be_fetched_lacks_its_key_alone(params, data, monkeypatch):
+    names = {"corpus": "common_voice", "common_voice.archive": None, "common_voice.release": "25.0"}
+    apply_values(params, {f"download.{key}": value for key, value in names.items()})
+    values = load_params(params)
+    monkeypatch.setenv("MDC_API_KEY", "")
+    assert find_data(values).lack == "data" and "MDC_API_KEY is missing" in find_data(values).text
+    monkeypatch.setenv("MDC_API_KEY", "key")
+    found = find_data(values)
+    assert (found.text, found.lack) == ("Common Voice 25.0 in sv-SE, which `download` fetches", "")
+    assert expected_clips(values, found)[0] == {"train": 8254, "validation": 5501, "test": 5505}
 
 
 @pytest.mark.parametrize(("name", "millions"), [("tiny", 38), ("base", 73), ("small", 242), ("medium", 764)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.material import ROOT, write_params
-from tests.support.training import SETTINGS, make_place, newest, results, start, wait_for
+from tests.support.training import SETTINGS, arguments, make_place, newest, results, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +74,20 @@ def test_a_second_process_waits_for_the_first_and_takes_over(place):
 def test_a_trainer_whose_dvc_is_gone_stops_without_touching_an_out(place):
     """A shell stands in for `dvc`, which runs its stages through one."""
     script = (
-        "from pathlib import Path; from tests.support.training import start;"
-        f"p = start(Path({str(place)!r}), 'orphan', DVC_ROOT='/'); print(p.pid, flush=True); p.wait()"
+        "import subprocess, sys;"
+        "p = subprocess.Popen([sys.executable, '-m', 'stages', 'train', *sys.argv[1:]]);"
+        "print(p.pid, flush=True); p.wait()"
     )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": "."},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    options, log = arguments(place, "orphan"), place / "orphan/log"
+    with log.open("w") as said:
+        parent = subprocess.Popen(
+            [sys.executable, "-c", script, *options],
+            cwd=ROOT,
+            env=os.environ | {"DVC_ROOT": "/"},
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        )
     pid = int(parent.stdout.readline())
     wait_for(parent, lambda: newest(place / "orphan") >= 4)
     parent.kill()
@@ -91,7 +95,7 @@ def test_a_trainer_whose_dvc_is_gone_stops_without_touching_an_out(place):
     while Path(f"/proc/{pid}").exists():
         time.sleep(0.01)
     assert not (place / "orphan/tuned").exists()
-    assert f"process {parent.pid} (dvc), which started this, is gone" in (place / "orphan/log").read_text()
+    assert f"process {parent.pid} (dvc), which started this, is gone" in log.read_text()
 
 
 def test_another_parameter_starts_afresh_and_says_why_and_going_back_resumes(place):

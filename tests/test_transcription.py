@@ -5,8 +5,9 @@ import pytest
 
 from stages.asr.decoding import decode
 from stages.asr.mel import log_mel
+from stages.asr.segments import Segment
 from stages.asr.shards import Shards
-from stages.asr.transcription import Segment, transcribe, transcribe_window, without_loop, word_probabilities
+from stages.asr.transcription import transcribe, transcribe_window, without_loop, word_probabilities
 from stages.asr.vad import VadOptions
 from tests.support.material import allow, write_shards
 from tests.support.spoken import room, spoken_sentences
@@ -93,6 +94,32 @@ def test_words_come_while_the_audio_does(talking, spoken):
     seconds = [at for at, _ in heard]
     assert seconds == sorted(seconds)
     assert max(np.diff([0, *seconds])) <= 1.1
+
+
+class StopError(Exception):
+    pass
+
+
+def test_a_window_is_left_before_its_next_token_and_is_else_the_same(talking, spoken):
+    steps, checks = [], []
+
+    def stop_at_third() -> None:
+        checks.append(len(steps))
+        if len(checks) == 3:
+            raise StopError
+
+    samples = spoken[2][: 2 * RATE]
+    heard = transcribe_window(talking, samples)
+    counted = talking.whisper.model.decoder.register_forward_hook(lambda *_: steps.append(1))
+    try:
+        with pytest.raises(StopError):
+            transcribe_window(talking, samples, check=stop_at_third)
+        assert checks == [0, 1, 2] and len(steps) == 2
+        again = transcribe_window(talking, samples, check=lambda: checks.append(len(steps)))
+        assert again == heard and heard.text
+    finally:
+        counted.remove()
+    assert checks[3:] == list(range(2, len(steps))) and len(steps) > 5
 
 
 def test_silence_too_reports_each_second_and_the_end(talking):

@@ -33,7 +33,8 @@ from stages.asr.model import SpeechModel, silence_transformers
 from stages.asr.shards import Entry, Shards, write_shard
 from stages.corpora import folder
 from stages.corpora.archive import PackedRelease, UnpackedRelease
-from stages.corpora.common_voice import ADVICE, table_name
+from stages.corpora.common_voice import find_archive, table_name
+from stages.corpora.data_collective import find_release, read_key
 from stages.corpora.local import locate
 from stages.corpora.selection import read_lines
 from stages.params import Params, Train
@@ -41,6 +42,7 @@ from stages.pretrained import END_TOKEN, from_scratch, make_generation_config, s
 from stages.runtime.errors import UserError
 from stages.runtime.progress import note
 from stages.training.trainer import SpeechTrainer, regularisation
+from stages.versioning.pins import corpus_name
 
 SHAPES = {  # of OpenAI's: width, layers of encoder and decoder, heads (openai/whisper, model-card.md)
     "tiny": (384, 4, 4, 6),
@@ -52,11 +54,11 @@ SHAPES = {  # of OpenAI's: width, layers of encoder and decoder, heads (openai/w
 }
 WINDOW_SECONDS, POSITIONS = 30, 1500  # of these
 RELEASES = {  # clips by table, of Common Voice releases that need not be at hand
-    "cv-corpus-25.0-2026-03-09-sv-SE": {"train": 8254, "dev": 5501, "test": 5505, "other": 5946, "validated": 42664},
-    "cv-corpus-11.0-2022-09-21-sv-SE": {"train": 7308, "dev": 5052, "test": 5069, "other": 5699},
+    "cv-corpus-25.0-sv-SE": {"train": 8254, "dev": 5501, "test": 5505, "other": 5946, "validated": 42664},
+    "cv-corpus-11.0-sv-SE": {"train": 7308, "dev": 5052, "test": 5069, "other": 5699},
 }
-SECONDS = {"synthetic": 2.1, "common_voice": 4.0, "folder": 4.0}  # of a typical clip
-RAW_BYTES = {"synthetic": 2 * SAMPLE_RATE, "common_voice": 6000, "folder": 2 * SAMPLE_RATE}  # a second: wav, mp3, wav
+SECONDS = {"synthetic": 2.1, "common_voice": 4.0, "folder": 4.0, "hub": 8.0}  # of a typical clip
+RAW_BYTES = dict.fromkeys(SECONDS, 2 * SAMPLE_RATE) | {"common_voice": 6000}  # a second: of wav, and of mp3
 LETTERS, PIECES = 12, 4  # label tokens a second, of a tokenizer that spells and of OpenAI's
 SMALL = 20e6  # parameters up to which a processor takes whole batches in a moment
 VALUE = 4  # bytes of a float32
@@ -124,17 +126,25 @@ def find_data(values: Params) -> Finding:
     download = values.download
     if download.corpus == "synthetic":
         return Finding("data", "synthetic, spoken here by espeak-ng: nothing to fetch")
+    if download.corpus == "hub":
+        return Finding("data", f"{download.hub.id} of the Hugging Face Hub, which `download` fetches")
     try:
-        path = corpus_path(values)
+        if path := corpus_path(values):
+            return Finding("data", f"{path} is there")
+        read_key()
     except UserError as error:
         return Finding("data", str(error), "data")
-    return Finding("data", f"{path} is there")
+    settings = download.common_voice
+    return Finding("data", f"Common Voice {settings.release} in {settings.locale}, which `download` fetches")
 
 
-def corpus_path(values: Params) -> Path:
-    """The release or the folder of recordings; raises UserError where it is missing."""
+def corpus_path(values: Params) -> Path | None:
+    """The release or the folder of recordings, None where it is to be fetched; raises UserError where it is missing."""
     if values.download.corpus == "common_voice":
-        return locate(values.download.common_voice.archive, ADVICE)
+        settings = values.download.common_voice
+        if settings.release and settings.locale:
+            return find_release(settings.release, settings.locale)
+        return find_archive(settings)
     return locate(values.download.folder.path, "Put the folder of your recordings there")
 
 
@@ -143,13 +153,18 @@ def expected_clips(values: Params, data: Finding) -> tuple[dict[str, int], str]:
     download = values.download
     if download.corpus == "synthetic":
         return {split: getattr(download.synthetic, split) for split in SPLITS}, "params.yaml"
+    if download.corpus == "hub":
+        limits = {split: getattr(download.hub, split).limit for split in SPLITS}
+        return {split: limit for split, limit in limits.items() if limit}, "limits of params.yaml"
+    path = None if data.lack else corpus_path(values)
     if download.corpus == "folder":
-        return count_recordings(values) if not data.lack else ({}, "unknown")
+        return count_recordings(values, path) if path else ({}, "unknown")
     settings = download.common_voice
-    if data.lack:
-        tables, basis = RELEASES.get(re.sub(r"\.tar\.gz$", "", settings.archive), {}), "known of the release; at most"
+    if path:
+        tables, basis = count_rows(values, path), "counted; at most"
     else:
-        tables, basis = count_rows(values), "counted; at most"
+        name = corpus_name(download.model_dump())
+        tables, basis = RELEASES.get(re.sub(r"-\d{4}-\d\d-\d\d", "", name), {}), "known of the release; at most"
     clips = {}
     for split in SPLITS:
         section = getattr(settings, split)
@@ -160,19 +175,17 @@ def expected_clips(values: Params, data: Finding) -> tuple[dict[str, int], str]:
     return clips, basis if tables else "limits of params.yaml"
 
 
-def count_rows(values: Params) -> dict[str, int]:
+def count_rows(values: Params, path: Path) -> dict[str, int]:
     """Rows of the tables that a release at hand is asked for."""
     settings = values.download.common_voice
-    path = corpus_path(values)
     wanted = {table_name(table) for split in SPLITS for table in getattr(settings, split).tables}
     release = (UnpackedRelease if path.is_dir() else PackedRelease)(path, settings.locale)
     return release.tables(wanted, lambda name, file: max(sum(1 for _ in read_lines(file)) - 1, 0))
 
 
-def count_recordings(values: Params) -> tuple[dict[str, int], str]:
+def count_recordings(values: Params, path: Path) -> tuple[dict[str, int], str]:
     """Clips of a folder of recordings: by its table's splits, or by the shares."""
     settings = values.download.folder
-    path = corpus_path(values)
     rows, _ = folder.read_table(path, folder.find_table(path, settings.table))
     counts = {split: len(rows.get(split, [])) for split in SPLITS}
     for split, share in (("validation", settings.validation), ("test", settings.test)):

@@ -4,7 +4,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -195,8 +195,11 @@ def label_tokens(model: SpeechModel, text: str) -> np.ndarray:
 def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Items as a batch: {"input_features": (batch, n_mels, n_frames) float32, the others (batch, longest) int64}.
 
-    Labels are filled with IGNORED; what fills the decoder's inputs reaches no loss.
+    Labels are filled with IGNORED; what fills the decoder's inputs reaches no loss. Without items all are empty.
     """
+    if not items:
+        empty = torch.empty(0, 0, dtype=torch.long)
+        return {"input_features": torch.empty(0, 0, 0), "decoder_input_ids": empty, "labels": empty}
 
     def padded(name: str, value: int) -> torch.Tensor:
         rows = [torch.from_numpy(item[name]) for item in items]
@@ -211,10 +214,10 @@ def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Batching:
-    """What a step of training holds: batch_size clips in each of ``accumulation`` batches.
+    """What a step of training holds: batch_size clips in each of ``accumulation`` batches, in each of the ranks.
 
     window: frames of the full window. full_share: of the steps, padded to it. filled_share: of those, the ones whose
-    windows hold several clips.
+    windows hold several clips. rank: whose batches are wanted.
     """
 
     batch_size: int
@@ -222,15 +225,23 @@ class Batching:
     full_share: float = 0.0
     filled_share: float = 0.0
     accumulation: int = 1
+    ranks: int = 1
+    rank: int = 0
+
+    @property
+    def batches(self) -> int:
+        """Of a step, in all ranks."""
+        return self.accumulation * self.ranks
 
 
 class LengthBucketSampler(Sampler[list[BatchItem]]):
     """Batches of clips of like length, in an order that seed and epoch alone decide.
 
-    Each ``accumulation`` batches that follow one another are one optimizer step, and its clips and their padding depend
-    on the product of batch_size and accumulation alone. Of the steps a share, drawn at random, is padded to the full
-    window, so that the model goes on to understand it: transformers' own pipeline knows no other. Each epoch is another
-    order; ``set_epoch`` says which.
+    Each ``accumulation`` batches that follow one another are one optimizer step, together with those of the other
+    ranks, and its clips and their padding depend on the product of batch_size, accumulation and ranks alone. Every rank
+    has as many batches: in an epoch's last step, which may have too few clips, a rank's last batch may be empty. Of the
+    steps a share, drawn at random, is padded to the full window, so that the model goes on to understand it:
+    transformers' own pipeline knows no other. Each epoch is another order; ``set_epoch`` says which.
     """
 
     def __init__(self, clips: ClipDataset, batching: Batching, seed: int):
@@ -241,13 +252,21 @@ class LengthBucketSampler(Sampler[list[BatchItem]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        accumulation = self.batching.accumulation
-        steps, rest = divmod(len(self.clips), self.batch_size * accumulation)
-        return steps * accumulation + min(rest, accumulation)
+        batching = self.batching
+        steps, rest = divmod(len(self.clips), self.batch_size * batching.batches)
+        return steps * batching.accumulation + -(-min(rest, batching.batches) // batching.ranks)
 
     def __iter__(self) -> Iterator[list[BatchItem]]:
+        batches, ranks = self.all_batches(), self.batching.ranks
+        while step := [*islice(batches, self.batching.batches)]:
+            yield from step[self.batching.rank :: ranks]
+            if self.batching.rank >= len(step) % ranks > 0:
+                yield []
+
+    def all_batches(self) -> Iterator[list[BatchItem]]:
+        """An epoch's batches of every rank, those of a step one after the other."""
         order = random.Random(f"{self.seed} {self.epoch}")
-        lengths, size = self.clips.frames(self.epoch), self.batch_size * self.batching.accumulation
+        lengths, size = self.clips.frames(self.epoch), self.batch_size * self.batching.batches
         numbers = order.sample(range(len(lengths)), len(lengths))
         steps = []
         for start in range(0, len(numbers), MEGA_BATCH * size):
@@ -255,28 +274,26 @@ class LengthBucketSampler(Sampler[list[BatchItem]]):
             steps += [mega_batch[at : at + size] for at in range(0, len(mega_batch), size)]
         order.shuffle(steps)
         full = [order.random() < self.batching.full_share for _ in steps]
-        whole_first = sorted(
-            zip(steps, full, strict=True), key=lambda entry: len(entry[0]) < self.batching.accumulation
-        )
+        whole_first = sorted(zip(steps, full, strict=True), key=lambda entry: len(entry[0]) < self.batching.batches)
         for step, at_full_window in whole_first:  # one of too few clips for all its batches is the epoch's last
-            yield from self.batches(step, at_full_window, lengths, order)
+            yield from self.step_batches(step, at_full_window, lengths, order)
 
-    def batches(
+    def step_batches(
         self, step: list[int], at_full_window: bool, lengths: list[int], order: random.Random
     ) -> Iterator[list[BatchItem]]:
         """A step's clips as the items of its batches."""
-        window, accumulation = self.batching.window, self.batching.accumulation
+        window = self.batching.window
         windows: list[tuple[int, ...]] = [(number,) for number in step]
         if at_full_window and order.random() < self.batching.filled_share:
             windows = self.fill_windows(order.sample(step, len(step)), lengths, order)
         n_frames = window if at_full_window else min(max(lengths[number] for number in step), window)
-        batches = min(len(windows), accumulation)
+        batches = min(len(windows), self.batching.batches)
         for start, end in pairwise(len(windows) * at // batches for at in range(batches + 1)):
             yield [BatchItem(places, n_frames, self.epoch) for places in windows[start:end]]
 
     def fill_windows(self, step: list[int], lengths: list[int], order: random.Random) -> list[tuple[int, ...]]:
         """Clips as the windows that hold them: one to as many as fit, and at least a window a batch of the step."""
-        most = max(len(step) // self.batching.accumulation, 1)
+        most = max(len(step) // self.batching.batches, 1)
         windows: list[list[int]] = []
         room = wanted = 0
         for number in step:

@@ -17,6 +17,7 @@ TOKENS_PER_SECOND = 30  # more than anyone says, in letters; bounds a transcript
 SPARE_TOKENS = 8  # on top of that, for very short clips
 
 Progress = Callable[[Iterable[list[int]], int], Iterable[list[int]]]  # (batches of clips' numbers, how many) -> batches
+Check = Callable[[], None]  # raises where the work is not wanted any more
 
 
 def prompt_tokens(model: SpeechModel) -> list[int]:
@@ -37,12 +38,14 @@ def greedy_search(
     max_tokens: int,
     timestamps: bool = False,
     probabilities: list[torch.Tensor] | None = None,
+    check: Check = lambda: None,
 ) -> list[list[int]]:
     """The likeliest next token until the end token: (batch, n_mels, n_frames) float32 -> token ids of each text.
 
     Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or the
     generation_config's max_length with the prompt, at the latest. timestamps: a text begins and ends with one, as in
-    Whisper's own decoding. probabilities: takes each step's, (batch,) float32, of the tokens that were chosen.
+    Whisper's own decoding. probabilities: takes each step's, (batch,) float32, of the tokens that were chosen. check:
+    called before each token.
     """
     whisper, config = model.whisper, model.whisper.generation_config
     start = prompt_tokens(model)
@@ -58,6 +61,7 @@ def greedy_search(
     ended = torch.zeros(len(mels), dtype=torch.bool, device=whisper.device)
     texts = []
     for step in range(min(max_tokens, config.max_length - len(start))):
+        check()
         hidden = whisper.model.decoder(
             input_ids=tokens, encoder_hidden_states=encoded, past_key_values=cache, use_cache=True
         ).last_hidden_state

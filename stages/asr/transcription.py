@@ -3,15 +3,15 @@
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import torch
 
-from stages.asr.decoding import context_frames, greedy_search, token_limit
+from stages.asr.decoding import Check, context_frames, greedy_search, token_limit
 from stages.asr.mel import FRAMES_PER_SECOND, SAMPLE_RATE, log_mel, pad_or_trim
 from stages.asr.model import SpeechModel
+from stages.asr.segments import Segment, Word
 from stages.asr.timestamps import speech_bounds
 from stages.asr.vad import CHUNKS_PER_SECOND, SpeechSegmenter, VadOptions, mean_square, split_chunks
 
@@ -22,31 +22,11 @@ SPACE = "Ġ"  # a space in the tokens of a byte-level BPE, each of which has it 
 LOOP_RATIO = 2.4  # text that zlib makes so much shorter repeats itself: openai/whisper's threshold
 
 
-@dataclass(frozen=True)
-class Word:
-    """A word of a segment, from start to end in seconds of the recording; probability: the model's own, 0 to 1.
-
-    The times share out the segment's speech by letters: no model here is asked where each word is.
-    """
-
-    start: float
-    end: float
-    text: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What was said from start to end, in seconds of the recording; ``words`` are those of ``text.split()``."""
-
-    start: float
-    end: float
-    text: str
-    words: tuple[Word, ...] = ()
-
-
 def transcribe(
-    model: SpeechModel, blocks: Iterable[np.ndarray], options: VadOptions | None = None
+    model: SpeechModel,
+    blocks: Iterable[np.ndarray],
+    options: VadOptions | None = None,
+    check: Check = lambda: None,
 ) -> Iterator[tuple[float, Segment | None]]:
     """Transcribe audio of any length: blocks of mono float at 16 kHz, (n,), of any n, one after the other.
 
@@ -54,27 +34,32 @@ def transcribe(
     that whoever closes the generator need not wait. Keeps no more than one window of audio beside the block; silence
     and noise give no segment. Each window is decoded as ``decode`` does a clip.
     options: how speech is found, VadOptions' defaults where None; no segment is longer than the model's window.
+    check: called before each token, so that what it raises ends the work within a window too.
     """
     segmenter = SpeechSegmenter((options or VadOptions()).within(model.window / FRAMES_PER_SECOND))
     for number, chunk in enumerate(split_chunks(blocks), start=1):
-        for segment in transcribe_windows(model, segmenter.feed(chunk)):
+        for segment in transcribe_windows(model, segmenter.feed(chunk), check):
             yield segmenter.seconds, segment
         if number % CHUNKS_PER_SECOND == 0:
             yield segmenter.seconds, None
-    for segment in transcribe_windows(model, segmenter.flush()):
+    for segment in transcribe_windows(model, segmenter.flush(), check):
         yield segmenter.seconds, segment
     yield segmenter.seconds, None
 
 
-def transcribe_windows(model: SpeechModel, windows: Iterable[tuple[float, np.ndarray]]) -> Iterator[Segment]:
+def transcribe_windows(
+    model: SpeechModel, windows: Iterable[tuple[float, np.ndarray]], check: Check = lambda: None
+) -> Iterator[Segment]:
     """The segments of windows, given by their start in seconds and their samples, in which there is text."""
     for start, samples in windows:
-        segment = transcribe_window(model, samples, start)
+        segment = transcribe_window(model, samples, start, check)
         if segment.text:
             yield segment
 
 
-def transcribe_window(model: SpeechModel, samples: np.ndarray, start: float = 0.0) -> Segment:
+def transcribe_window(
+    model: SpeechModel, samples: np.ndarray, start: float = 0.0, check: Check = lambda: None
+) -> Segment:
     """What is said in (n,) float at 16 kHz, at most the model's window, which begin at ``start`` in the recording.
 
     The text is what ``decode`` would have of such a clip. A window that is quieter than MIN_RMS or louder than MAX_RMS
@@ -86,7 +71,7 @@ def transcribe_window(model: SpeechModel, samples: np.ndarray, start: float = 0.
     n_frames = mel.shape[1]
     mels = torch.from_numpy(pad_or_trim(mel, context_frames(model, n_frames)))[None]
     steps = list[torch.Tensor]()
-    (row,) = greedy_search(model, mels, token_limit(n_frames), probabilities=steps)
+    (row,) = greedy_search(model, mels, token_limit(n_frames), probabilities=steps, check=check)
     text = without_loop(" ".join(model.tokenizer.decode(row, skip_special_tokens=True).split()))
     end = start + len(samples) / SAMPLE_RATE
     if not text:

@@ -1,24 +1,24 @@
 """Common Voice, releases 5.1 to 27 in any locale: chosen tables as splits that share no speaker and no sentence."""
 
 import re
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
 from stages.corpora.archive import PackedRelease, UnpackedRelease, verify_checksum
+from stages.corpora.data_collective import fetch_release
 from stages.corpora.local import locate
 from stages.corpora.selection import (
     UNKNOWN_SPEAKER,
     BadLine,
     Selection,
+    SplitIndex,
     TableRow,
     drop_row,
     filter_rows,
     random_rank,
     read_tsv,
-    sentence_key,
     shuffle,
 )
 from stages.params import CommonVoice, Tables, ValidationTables
@@ -28,8 +28,8 @@ REQUIRED_COLUMNS = ("client_id", "path", "sentence")  # that every release has
 QUOTED_FIELD = re.compile(r'"((?:[^"]|"")*)"')  # of a CSV: quotation marks within it are doubled
 Table = tuple[list[TableRow], list[BadLine]]
 ADVICE = (
-    "Common Voice is downloaded in a browser: at https://mozilladatacollective.com choose Common Voice Scripted Speech"
-    " in your language, accept its terms, download the .tar.gz and put it there"
+    "At https://mozilladatacollective.com choose Common Voice Scripted Speech in your language, accept its terms,"
+    " download the .tar.gz and put it there; or set download.common_voice.release, and it is fetched"
 )
 
 
@@ -37,9 +37,9 @@ def collect(settings: CommonVoice, folder: Path, processes: int) -> tuple[dict[s
     """Bring the clips of a release to ``folder/<split>/audio``, as they came; its clips by split, and the drops.
 
     The same settings choose the same clips, and a raised limit keeps those that were chosen before.
-    Raises UserError where the archive is missing, is none, is another one or lacks a table.
+    Raises UserError where the archive is missing, cannot be fetched, is none, is another one or lacks a table.
     """
-    path = locate(settings.archive, ADVICE)
+    path = find_archive(settings)
     if settings.sha256:
         verify_checksum(path, settings.sha256)
     archive = (UnpackedRelease if path.is_dir() else PackedRelease)(path, settings.locale)
@@ -60,6 +60,14 @@ def collect(settings: CommonVoice, folder: Path, processes: int) -> tuple[dict[s
     selection = Selection(folder, processes, settings.min_seconds, settings.max_seconds, archive.fetch)
     clips, found = selection.fill(shuffled, limits)
     return clips, drops + found
+
+
+def find_archive(settings: CommonVoice) -> Path:
+    """The archive, or the folder that it was unpacked to; a release is fetched where it is not here yet."""
+    if settings.archive is not None:
+        return locate(settings.archive, ADVICE)
+    assert settings.release and settings.locale  # params.py's own check
+    return fetch_release(settings.release, settings.locale)
 
 
 def table_name(table: str) -> str:
@@ -130,24 +138,6 @@ def remove_overlap(rows: dict[str, list[TableRow]], clips_alone: bool) -> list[D
                 kept.append(row)
         rows[split] = kept
     return drops
-
-
-class SplitIndex:
-    """The clips, and where they count the speakers and sentences, of a split."""
-
-    def __init__(self, rows: Iterable[TableRow], clips_alone: bool):
-        rows = list(rows)
-        self.clips = {row.path for row in rows}
-        self.speakers = set() if clips_alone else {row.speaker for row in rows} - {UNKNOWN_SPEAKER}
-        self.sentences = set() if clips_alone else {sentence_key(row.text) for row in rows}
-
-    def shared(self, row: TableRow) -> str | None:
-        """What the row has in common with the split."""
-        if row.path in self.clips:
-            return "clip"
-        if row.speaker in self.speakers:
-            return "speaker"
-        return "sentence" if sentence_key(row.text) in self.sentences else None
 
 
 def hold_out_speakers(rows: dict[str, list[TableRow]], share: float, seed: int) -> None:

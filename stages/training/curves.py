@@ -14,12 +14,15 @@ from stages.training.parent import Parent
 
 
 class Curves(TrainerCallback):
-    """training.tsv and validation.tsv of a run, in ``folder``; no row is written once the parent is gone."""
+    """training.tsv and validation.tsv of a run, in ``folder``; no row is written once the parent is gone.
+
+    ranks: how many processes train it.
+    """
 
     bar: "StepBar"
 
-    def __init__(self, folder: Path, parent: Parent):
-        self.parent = parent
+    def __init__(self, folder: Path, parent: Parent, ranks: int = 1):
+        self.parent, self.ranks = parent, ranks
         self.training, self.validation = folder / "training.tsv", folder / "validation.tsv"
         write_table(self.training, ["step", "loss", "learning_rate"], [])
         write_table(self.validation, ["step", "loss", "wer"], [])
@@ -35,7 +38,7 @@ class Curves(TrainerCallback):
             shutil.copyfile(folder / path.name, path)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        clips = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        clips = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.ranks
         self.bar = StepBar(clips, total=state.max_steps, initial=state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -2,15 +2,18 @@
 
 import re
 import tempfile
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.runtime.errors import UserError, one_line
 from stages.runtime.files import link_or_copy
+from stages.runtime.progress import ProgressBar
 from stages.versioning.remotes import bound_waiting
 
 if TYPE_CHECKING:
+    from dvc.fs.callbacks import Callback
     from dvc.output import Output
     from dvc.repo import Repo
     from dvc_data.hashfile.db import HashFileDB
@@ -18,7 +21,11 @@ if TYPE_CHECKING:
     from dvc_data.hashfile.tree import Tree
 
 TAGS = "--all-tags"
+BAR_AFTER = 1  # seconds: what is there sooner needs no bar
 OBJECT_ID = re.compile(r"[0-9a-f]{32}(\.dir)?")  # MD5 in hex; what a cache's and a remote's paths are made of
+
+
+Report = Callable[[float], None]  # is told the share that has come, 0 to 1
 
 
 def in_cache(cache: "HashFileDB", oid: str | None) -> bool:
@@ -34,15 +41,17 @@ def in_cache(cache: "HashFileDB", oid: str | None) -> bool:
     return True
 
 
-def fetch_folder(repo: "Repo", out: "Output", name: str, which: str = TAGS) -> "Tree":
+def fetch_folder(
+    repo: "Repo", out: "Output", name: str, which: str = TAGS, report: Report = lambda share: None
+) -> "Tree":
     """Have a folder's files in the cache, fetched from its remote where they are missing; returns their list.
 
-    name: what the folder is called in messages; which: the option of `dvc fetch` that would find it too. Raises
-    UserError where it is not available.
+    name: what the folder is called in messages; which: the option of `dvc fetch` that would find it too; report: called
+    while files come, from other threads. Raises UserError where it is not available.
     """
     fetch_objects(repo, out, name, [out.hash_info], which)
     tree = load_tree(repo, out, name)
-    fetch_objects(repo, out, name, [info for _, _, info in tree], which)
+    fetch_objects(repo, out, name, [info for _, _, info in tree], which, out.meta.size, report)
     return tree
 
 
@@ -80,8 +89,19 @@ def check_object_id(oid: object, name: str) -> None:
         raise UserError(f"{name} has no valid object id in DVC's files: {str(oid)[:80]!r}")
 
 
-def fetch_objects(repo: "Repo", out: "Output", name: str, wanted: "Collection[HashInfo]", which: str = TAGS) -> None:
-    """Have some of an out's objects in the cache, fetched and verified where they are missing; raises UserError."""
+def fetch_objects(
+    repo: "Repo",
+    out: "Output",
+    name: str,
+    wanted: "Collection[HashInfo]",
+    which: str = TAGS,
+    total: int | None = None,
+    report: Report = lambda share: None,
+) -> None:
+    """Have some of an out's objects in the cache, fetched and verified where they are missing; raises UserError.
+
+    total: their bytes, where they are known.
+    """
     from dvc.config import NoRemoteError
 
     for info in wanted:
@@ -95,7 +115,14 @@ def fetch_objects(repo: "Repo", out: "Output", name: str, wanted: "Collection[Ha
         odb = repo.cloud.get_remote_odb(remote, "fetch")
         odb.verify = True
         bound_waiting(odb.fs)
-        repo.cloud.pull(wanted, odb=odb)
+        with ProgressBar(desc=f"fetch {name}", total=total, unit="B", unit_scale=True, delay=BAR_AFTER) as bar:
+
+            def arrived(n_bytes: int) -> None:
+                bar.update(max(n_bytes - bar.n, 0))
+                if total:
+                    report(min(n_bytes / total, 1.0))
+
+            repo.cloud.transfer(odb, cache, wanted, cache_odb=cache, verify=True, callback=count_bytes(arrived))
         reason = "it does not answer, or lacks a part of it, or holds one that is damaged"
     except NoRemoteError:
         raise UserError(
@@ -109,6 +136,25 @@ def fetch_objects(repo: "Repo", out: "Output", name: str, wanted: "Collection[Ha
             f"{name} could not be fetched from the remote {remote} ({reason}): "
             f"check the connection, have whoever made it run `make push`, {then}"
         )
+
+
+def count_bytes(arrived: Callable[[int], None]) -> "Callback":
+    """What DVC tells of a transfer: ``arrived`` gets the bytes that have come of all its files, one call at a time."""
+    from dvc.fs.callbacks import Callback
+
+    came: dict[str, int] = {}
+    lock = threading.Lock()
+
+    class Transfer(Callback):
+        def branched(self, path_1: str, path_2: str, **_: object) -> Callback:
+            def tell(size: int | None, value: int, **_: object) -> None:
+                with lock:
+                    came[path_2] = value
+                    arrived(sum(came.values()))
+
+            return Callback(hooks={"arrived": tell})
+
+    return Transfer()
 
 
 def link_folder(cache: "HashFileDB", tree: "Tree", folder: Path) -> None:

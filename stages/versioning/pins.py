@@ -4,8 +4,11 @@ In a clone of the project these are the versions of the artifact ``tuned`` that 
 registry reads them, and the workspace's models; in a Space the one model that was published with it.
 """
 
+import contextlib
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,15 +20,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.runtime.errors import UserError, one_line
-from stages.versioning.cache import fetch_folder, link_folder
+from stages.versioning.cache import Report, fetch_folder, link_folder
 from stages.versioning.git import read_blobs, run_git
 
 if TYPE_CHECKING:
     from dvc.output import Output
     from dvc.repo import Repo
 
+UNUSED_SECONDS = 86_400  # after which a pin's folder, of links that cost nothing to make again, is deleted
 ARTIFACT = "tuned"  # in dvc.yaml
 OWN_LENGTH = "clip"  # of the WER in a card that is measured as the demo decodes, among the metric's ``args``
+NAMING_KEYS = {"common_voice": "archive", "folder": "path", "hub": "id"}  # of a corpus's section: what it is called
 WORKSPACE = {"tuned": "models/tuned", "pretrained": "models/pretrained"}
 SCORES, PARAMS = "metrics/evaluate/{}.json", "params.yaml"
 CLIPS, OLDER_CLIPS = "metrics/details/featurize/train.json", "metrics/featurize/train.json"  # of older versions
@@ -76,13 +81,19 @@ class Repository:
             *(make_version(name, "", read(SCORES.format(name)), clips, read(PARAMS)) for name in present),
         ]
 
-    def folder(self, version: Version) -> Path:
-        """The folder with a version's files; those of a pin are fetched where they are missing. Raises UserError."""
+    def folder(self, version: Version, report: Report = lambda share: None) -> Path:
+        """The folder with a version's files; those of a pin are fetched where they are missing. Raises UserError.
+
+        report: called from other threads while they come.
+        """
         if not version.commit:
             return self.root / WORKSPACE[version.name]
         if version.commit not in self.folders or not self.folders[version.commit].is_dir():
-            self.folders[version.commit] = pinned_folder(self.root, version)
-        return self.folders[version.commit]
+            self.folders[version.commit] = pinned_folder(self.root, version, report)
+        folder = self.folders[version.commit]
+        with contextlib.suppress(OSError):  # a read-only clone's are for ever
+            os.utime(folder)  # in use
+        return folder
 
 
 class PublishedFolder:
@@ -98,7 +109,7 @@ class PublishedFolder:
         card = read_card(read_if_present(self.path, "README.md") or "")
         return [Version(self.path.resolve().name, "", *card, bool(note.get("untrained")))]
 
-    def folder(self, version: Version) -> Path:
+    def folder(self, version: Version, report: Report = lambda share: None) -> Path:
         return self.path
 
 
@@ -183,14 +194,13 @@ def corpus_name(download: object) -> str:
     if not isinstance(download, dict):
         return ""
     corpus = download.get("corpus")
-    if corpus == "common_voice":
-        key = "archive"
-    elif corpus == "folder":
-        key = "path"
-    else:
+    if not (key := NAMING_KEYS.get(str(corpus))):
         return str(corpus or "")
-    name = (download.get(corpus) or {}).get(key)
-    return Path(str(name)).name.removesuffix(".tar.gz") if name else corpus
+    section = download.get(corpus) or {}
+    name = section.get(key)
+    if corpus == "common_voice" and (release := section.get("release")):
+        name = f"cv-corpus-{release}-{section.get('locale')}"
+    return Path(str(name)).name.removesuffix(".tar.gz") if name else str(corpus)
 
 
 def parse_mapping(text: str | None, load: Callable[[str], Any]) -> dict[str, Any]:
@@ -216,11 +226,11 @@ def read_if_present(root: Path, name: str) -> str | None:
 # What DVC has
 
 
-def pinned_folder(root: Path, version: Version) -> Path:
+def pinned_folder(root: Path, version: Version, report: Report = lambda share: None) -> Path:
     """The folder with a pin's whole model, below DVC's own for temporary files and named by its hash.
 
-    Its files are links to DVC's cache, into which they are fetched first from the remote where it lacks them. Raises
-    UserError where it is not available.
+    Its files are links to DVC's cache, into which they are fetched first from the remote where it lacks them. What
+    others there were is deleted when it was not used for a day. Raises UserError where it is not available.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -231,10 +241,20 @@ def pinned_folder(root: Path, version: Version) -> Path:
             out = pinned_out(repo, version)
             folder = Path(repo.tmp_dir, "app", out.hash_info.value.removesuffix(".dir"))
             if not folder.is_dir():
-                link_folder(repo.cache.local, fetch_folder(repo, out, version.name), folder)
+                link_folder(repo.cache.local, fetch_folder(repo, out, version.name, report=report), folder)
+            delete_unused(folder.parent, folder)
             return folder
     except DvcException as error:
         raise UserError(f"{version.name} is not available: {one_line(error)}") from None
+
+
+def delete_unused(folder: Path, keep: Path) -> None:
+    """Delete what nobody used for a day in the folder of all pins' folders: older pins, and what broke off."""
+    now = time.time()
+    for path in set(folder.iterdir()) - {keep}:
+        with contextlib.suppress(OSError):  # another process may be at it too
+            if now - path.stat().st_mtime > UNUSED_SECONDS:
+                shutil.rmtree(path)
 
 
 def pinned_out(repo: "Repo", version: Version) -> "Output":

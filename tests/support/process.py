@@ -1,5 +1,7 @@
-"""Stages as processes of their own, as DVC runs them."""
+"""Stages as processes of their own, as DVC runs them, and commands in this one."""
 
+import contextlib
+import io
 import os
 import re
 import select
@@ -9,6 +11,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import click
+
+from stages.runtime.command import invoke, report_error
 from tests.support.material import ROOT
 
 PATIENCE = 60  # seconds until a process that says nothing counts as hanging; a test never waits for them to pass
@@ -61,5 +66,20 @@ class Stage:
         """Wait for the process and its children; returns its status and the lines on stderr beside its progress."""
         while self.read():
             pass
-        lines = re.split(r"[\r\n]+", NOISE.sub("", self.said))
-        return self.process.wait(PATIENCE), [line for line in lines if line.strip()]
+        return self.process.wait(PATIENCE), said_lines(self.said)
+
+
+def said_lines(said: str) -> list[str]:
+    """The lines of what was written on stderr, without its progress."""
+    return [line for line in re.split(r"[\r\n]+", NOISE.sub("", said)) if line.strip()]
+
+
+def call(command: click.Command, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, from the project's folder, to the end that it would have in its own."""
+    words, out, err = [str(argument) for argument in arguments], io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(ROOT):
+        try:
+            status = invoke(lambda: command, words)
+        except Exception as error:
+            status = report_error(error)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())

@@ -96,6 +96,7 @@ def settings(**values) -> CommonVoice:
     }
     rest = {
         "archive": NAME,
+        "release": None,
         "sha256": None,
         "locale": None,
         "held_out_speakers": None,

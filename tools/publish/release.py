@@ -60,8 +60,15 @@ class Release:
 
     @property
     def corpus(self) -> str:
-        """synthetic, common_voice or folder."""
+        """synthetic, common_voice, folder or hub."""
         return self.params["download"]["corpus"]
+
+    @property
+    def datasets(self) -> list[str] | None:
+        """The corpus as the Hub knows it; None where it does not."""
+        if self.corpus == "hub":
+            return [self.params["download"]["hub"]["id"]]
+        return ["common_voice"] if self.corpus == "common_voice" else None
 
     @property
     def window(self) -> int:
@@ -160,7 +167,8 @@ def without_paths(params: CommentedMap) -> CommentedMap:
     if is_path(whisper["base"]):
         whisper["base"] = f"./{Path(whisper['base']).name}"
     for section, key in (("folder", "path"), ("common_voice", "archive")):
-        download[section][key] = Path(download[section][key]).name
+        if named := download[section][key]:
+            download[section][key] = Path(named).name
     return params
 
 

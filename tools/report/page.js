@@ -48,14 +48,16 @@ addEventListener("resize", () => {
 });
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
 
-// The sentences.
+// The sentences of a report, the findings of an audit.
 const list = document.getElementById("clips");
 if (list) {
   const search = document.getElementById("search");
   const view = document.getElementById("view");
+  const kind = document.getElementById("kind");
   const more = document.getElementById("more");
   const count = document.getElementById("count");
   const atOnce = Number(list.dataset.atOnce);
+  const noun = list.dataset.noun || "sentence";
   const plain = (text) => text.normalize("NFC").toLowerCase();
   const clips = [...list.children].map((item) => ({
     item,
@@ -75,15 +77,20 @@ if (list) {
   const show = () => {
     const words = plain(search.value).split(/\s+/).filter(Boolean);
     const chosen = filters[view?.value] || (() => true);
-    const found = clips.filter((clip) => chosen(clip) && words.every((word) => clip.text.includes(word)));
+    const fits = ({ item }) => !kind?.value || item.dataset.kind === kind.value;
+    const found = clips.filter((clip) => chosen(clip) && fits(clip) && words.every((word) => clip.text.includes(word)));
     for (const { item } of clips) item.hidden = true;
     for (const { item } of found.slice(0, most)) item.hidden = false;
     const shown = Math.min(most, found.length);
-    count.textContent = `${shown} of ${found.length} sentence${found.length === 1 ? "" : "s"}`;
+    count.textContent = `${shown} of ${found.length} ${noun}${found.length === 1 ? "" : "s"}`;
     more.hidden = shown === found.length;
     more.textContent = `Show all ${found.length}`;
   };
   search.addEventListener("input", () => {
+    most = atOnce;
+    show();
+  });
+  kind?.addEventListener("change", () => {
     most = atOnce;
     show();
   });

@@ -1,8 +1,6 @@
 """Revisions as one HTML file that asks nothing of the network; the same input gives the same bytes."""
 
-import base64
 import csv
-import hashlib
 import json
 import re
 import shlex
@@ -16,9 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from stages.asr.clips import SPLITS, Drop
 from stages.runtime.errors import UserError, one_line
@@ -39,18 +34,17 @@ from stages.versioning.revisions import (
 from tools.compare.transcripts import OtherClipsError, System, TestSet, load_systems
 from tools.report.figures import curve_plots, group_plots, model_series, score_plot
 from tools.report.records import MODELS, PINS, PROJECT, TABLE, Record, dropped_counts
+from tools.report.rendering import MEGABYTE, render
 from tools.report.sentences import MOST_HEARD, Spoken, fitting, raw_audio, spoken_clips
 from tools.report.terminal import EDIT_COUNTS, ROWS, interval_text
 
 if TYPE_CHECKING:
     from tools.compare.differences import Result
 
-HERE = Path(__file__).parent
 RAW = "data/raw/test"
 AT_ONCE = 20  # sentences before one asks for more
 MOST_DROPS = 100  # listed one by one
 SAMPLES, SEED = 10_000, 1  # of the bootstrap: as tools.compare has them unless told otherwise
-MEGABYTE = 2**20
 
 
 def write_page(root: Path, records: Sequence[Record], path: Path) -> str:
@@ -64,30 +58,9 @@ def write_page(root: Path, records: Sequence[Record], path: Path) -> str:
     records = [without_stale(record, lock, notes) for record, lock in zip(records, locks, strict=True)]
     heard = load_heard(root, records, notes)
     context = page_context(root, records, locks, heard, notes)
-    text = render(context)
+    text = render("page.html", context)
     write_text(path, text)
     return f"{path}: {len(text.encode()) / MEGABYTE:.1f} MB, to open in a browser"
-
-
-def render(context: dict[str, Any]) -> str:
-    style, script, plotly = (
-        *((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")),
-        get_plotlyjs(),
-    )
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html").render(
-        context,
-        style=Markup(style),
-        scripts=[Markup(plotly), Markup(script)],
-        hashes=[script_hash(text) for text in (plotly, script)],
-    )
-
-
-def script_hash(text: str) -> str:
-    """By which a Content-Security-Policy allows this script and no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 # What there is

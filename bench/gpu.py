@@ -1,0 +1,164 @@
+"""``python -m bench.gpu``: what holds on the accelerator of this machine, in under ten minutes.
+
+Everything that the project says of a GPU and that its tests, which have none, cannot see: each check is a line that
+says what holds, what does not, or why it was not tried; then the figures of bench.train and bench.evaluate. Wants no
+data. Ends with 1 where something does not hold.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from bench.train import made_up
+from stages.asr.device import autocast, best_device, half_precision
+from stages.params import load_params
+from stages.pretrained import pretrained
+from tests.support.material import TINY, sounds, write_params, write_shards
+from tests.support.training import RESULTS, SETTINGS, newest, results, start, wait_for
+
+LONG_RUN = SETTINGS | {"train.max_steps": 120, "train.save_every": 20, "train.eval_every": 40}
+ROOM = 1_500_000_000  # bytes: a CUDA context and some weights, not gradients and moments of 200 million of them
+STEPS = SETTINGS | {"train.max_steps": 8, "train.eval_every": 8, "train.save_every": 8, "train.dropout": 0.0}
+
+
+@click.command()
+@click.option("--size", default="small", show_default=True, help="Of the model whose pace is measured.")
+def main(size: str) -> None:
+    """Check and measure."""
+    device = best_device()
+    click.echo(f"device: {describe(device)}")
+    failures = 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = make_material(Path(folder))
+        for check in (accumulation, same_bytes, killed, half_against_full, out_of_memory, two_processes):
+            try:
+                verdict = check(place, device)
+            except Exception as error:  # the next check is worth as much
+                verdict = f"DOES NOT HOLD: {error!r}"
+            failures += verdict.startswith("DOES NOT")
+            click.echo(f"{check.__name__.replace('_', ' ')}: {verdict}")
+    for module in ("bench.train", "bench.evaluate"):
+        click.echo(f"\\n{module} --size {size}")
+        failures += subprocess.run([sys.executable, "-m", module, "--size", size], check=False).returncode != 0
+    sys.exit(min(failures, 1))
+
+
+def describe(device: torch.device) -> str:
+    """The device, its memory and precision, and the versions."""
+    versions = f"torch {torch.__version__}"
+    if device.type != "cuda":
+        return f"{device}, {versions}; no GPU, so that this is a rehearsal"
+    found = torch.cuda.get_device_properties(device)
+    half = str(half_precision(device)).removeprefix("torch.")
+    kind = f"{torch.cuda.device_count()} x {found.name}, {found.total_memory / 1e9:.0f} GB each"
+    return (
+        f"{kind}, capability {found.major}.{found.minor}, half precision {half}, CUDA {torch.version.cuda}, {versions}"
+    )
+
+
+def make_material(folder: Path) -> Path:
+    """A tiny model with fresh weights and a few sounds for it."""
+    for split in ("train", "validation"):
+        write_shards(folder / split, sounds())
+    whisper = load_params(write_params(folder / "tiny.yaml", TINY)).whisper
+    pretrained(whisper, folder / "train", folder / "pretrained")
+    return folder
+
+
+def trained(place: Path, name: str, settings: dict[str, object]) -> Path:
+    """Train to the end as a process; returns the run's folder. Raises RuntimeError with the log's end."""
+    params = write_params(place / f"{name}.yaml", settings)
+    if start(place, name, params).wait():
+        raise RuntimeError((place / name / "log").read_text()[-500:])
+    return place / name
+
+
+def accumulation(place: Path, device: torch.device) -> str:
+    """8 x 1, 4 x 2 and 2 x 4 give the same losses."""
+    losses = []
+    for size, parts in ((8, 1), (4, 2), (2, 4)):
+        shape = {"train.batch_size": size, "train.gradient_accumulation": parts, "train.precision": "fp32"}
+        run = trained(place, f"{size}x{parts}", STEPS | shape | {"train.learning_rate": 1e-3})
+        losses.append(np.loadtxt(run / "curves/training.tsv", skiprows=1)[:, 1])
+    apart = max(np.abs(other / losses[0] - 1).max() for other in losses[1:])
+    return f"{'holds' if apart < 1e-4 else 'DOES NOT HOLD'}: losses of 8 x 1, 4 x 2, 2 x 4 within {apart:.1e}"
+
+
+def same_bytes(place: Path, device: torch.device) -> str:
+    """Two runs in the device's half precision end in the same bytes."""
+    settings = LONG_RUN | {"train.precision": own_precision(device)}
+    first, second = (trained(place, name, settings) and results(place, name) for name in ("first", "second"))
+    different = [name for name in RESULTS if first[name] != second[name]]
+    return f"DOES NOT HOLD: {', '.join(different)} differ" if different else "holds: two runs, the same bytes"
+
+
+def killed(place: Path, device: torch.device) -> str:
+    """A run that is killed goes on to the bytes of one that was not."""
+    params = write_params(place / "killed.yaml", LONG_RUN | {"train.precision": own_precision(device)})
+    process = start(place, "killed", params)
+    wait_for(process, lambda: newest(place / "killed") >= 40)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    trained(place, "killed", LONG_RUN | {"train.precision": own_precision(device)})
+    if not (place / "first").is_dir():
+        trained(place, "first", LONG_RUN | {"train.precision": own_precision(device)})
+    resumed = "resuming run" in (place / "killed" / "log").read_text()
+    same = results(place, "first") == results(place, "killed")
+    return (
+        f"{'holds' if same and resumed else 'DOES NOT HOLD'}: killed at step 40, resumed {resumed}, same bytes {same}"
+    )
+
+
+def half_against_full(place: Path, device: torch.device) -> str:
+    """The encoder in half precision is within what its digits allow of float32."""
+    half = half_precision(device) or torch.bfloat16
+    with made_up("tiny", 4, device) as (_, model, shards), torch.inference_mode():
+        mels = torch.from_numpy(np.stack([shards.mel(number)[:, :200] for number in range(4)])).to(device)
+        whole = model.whisper.model.encoder(mels).last_hidden_state
+        with autocast(device, half):
+            short = model.whisper.model.encoder(mels).last_hidden_state.float()
+    apart = float((whole - short).norm() / whole.norm())
+    bound = 30 * torch.finfo(half).eps  # four layers, each with some products one after the other
+    return f"{'holds' if apart < bound else 'DOES NOT HOLD'}: {half} within {apart:.1e} of float32"
+
+
+def out_of_memory(place: Path, device: torch.device) -> str:
+    """Where another program has the memory, training says so in one line, before its first step."""
+    if device.type != "cuda":
+        return "not tried: a CPU's memory gives way to the disk"
+    large = place / "large"
+    large.mkdir()
+    for split in ("train", "validation"):
+        shutil.copytree(place / split, large / split)
+    shape = {"whisper.scratch.d_model": 768, "whisper.scratch.layers": 12, "whisper.scratch.heads": 12}
+    pretrained(
+        load_params(write_params(large / "shape.yaml", TINY | shape)).whisper, large / "train", large / "pretrained"
+    )
+    free, _ = torch.cuda.mem_get_info(device)
+    filler = torch.empty(max(free - ROOM, 0), dtype=torch.uint8, device=device)
+    status = start(large, "full", write_params(large / "params.yaml", STEPS)).wait()
+    del filler
+    torch.cuda.empty_cache()
+    last = (large / "full" / "log").read_text().strip().splitlines()[-1]
+    holds = status == 1 and "the memory of the GPU ran out" in last
+    return f"{'holds' if holds else 'DOES NOT HOLD'}: status {status}, {last!r}"
+
+
+def two_processes(place: Path, device: torch.device) -> str:
+    return "not tried: one GPU"
+
+
+def own_precision(device: torch.device) -> str:
+    """The precision that training has here."""
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[half_precision(device)]
+
+
+if __name__ == "__main__":
+    main()
