@@ -160,7 +160,10 @@ SWEDISH_ERRORS = {
     "{} lasts {}, longer than {}, the most that is transcribed at once: cut it into shorter files": (
         "{} är {} lång, mer än {}, det mesta som transkriberas på en gång: dela den i kortare filer"
     ),
-    "you have spoken for as long as a recording may last": "du har talat så länge som en inspelning får vara",
+    "this is more audio than may come at once, or than a recording may last": (
+        "det här är mer ljud än som får komma på en gång, eller än en inspelning får vara"
+    ),
+    "one piece of audio at a time": "ett stycke ljud i taget",
     "nobody speaks under this id: begin anew": "ingen talar under det här id:t: börja om",
     "audio may have {} to {} samples a second": "ljud får ha {} till {} värden per sekund",
     "the audio is no base64 of 16-bit samples": "ljudet är inte base64 av värden med 16 bitar",
