@@ -20,12 +20,13 @@ from bench.train import made_up
 from stages.asr.device import autocast, best_device, half_precision
 from stages.params import load_params
 from stages.pretrained import pretrained
-from tests.support.material import TINY, sounds, write_params, write_shards
-from tests.support.training import RESULTS, SETTINGS, newest, results, start, wait_for
+from tests.support.material import ROOT, TINY, sounds, write_params, write_shards
+from tests.support.training import RESULTS, SETTINGS, arguments, newest, results, wait_for
 
 LONG_RUN = SETTINGS | {"train.max_steps": 120, "train.save_every": 20, "train.eval_every": 40}
 ROOM = 1_500_000_000  # bytes: a CUDA context and some weights, not gradients and moments of 200 million of them
 STEPS = SETTINGS | {"train.max_steps": 8, "train.eval_every": 8, "train.save_every": 8, "train.dropout": 0.0}
+STEPS |= {"train.spec_augment.time_prob": 0.0}  # which a batch draws
 
 
 @click.command()
@@ -45,7 +46,7 @@ def main(size: str) -> None:
             failures += verdict.startswith("DOES NOT")
             click.echo(f"{check.__name__.replace('_', ' ')}: {verdict}")
     for module in ("bench.train", "bench.evaluate"):
-        click.echo(f"\\n{module} --size {size}")
+        click.echo(f"\n{module} --size {size}")
         failures += subprocess.run([sys.executable, "-m", module, "--size", size], check=False).returncode != 0
     sys.exit(min(failures, 1))
 
@@ -72,6 +73,13 @@ def make_material(folder: Path) -> Path:
     return folder
 
 
+def start(place: Path, name: str, params: Path) -> "subprocess.Popen[bytes]":
+    """Begin a run, or begin it again."""
+    command = [sys.executable, "-m", "stages", "train", *arguments(place, name, params)]
+    with (place / name / "log").open("a") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+
 def trained(place: Path, name: str, settings: dict[str, object]) -> Path:
     """Train to the end as a process; returns the run's folder. Raises RuntimeError with the log's end."""
     params = write_params(place / f"{name}.yaml", settings)
@@ -82,13 +90,19 @@ def trained(place: Path, name: str, settings: dict[str, object]) -> Path:
 
 def accumulation(place: Path, device: torch.device) -> str:
     """8 x 1, 4 x 2 and 2 x 4 give the same losses."""
+    return same_losses(place, [{"batch_size": size, "gradient_accumulation": 8 // size} for size in (8, 4, 2)], 1)
+
+
+def same_losses(place: Path, shapes: list[dict[str, int]], ranks: int) -> str:
+    """Whether steps that are cut up differently have the same losses; the last shape in so many processes."""
     losses = []
-    for size, parts in ((8, 1), (4, 2), (2, 4)):
-        shape = {"train.batch_size": size, "train.gradient_accumulation": parts, "train.precision": "fp32"}
-        run = trained(place, f"{size}x{parts}", STEPS | shape | {"train.learning_rate": 1e-3})
+    for number, shape in enumerate(shapes):
+        settings = STEPS | {f"train.{name}": value for name, value in shape.items()} | {"train.precision": "fp32"}
+        settings |= {"train.learning_rate": 1e-3, "compute.gpus": ranks if number == len(shapes) - 1 else 1}
+        run = trained(place, f"cut-{ranks}-{number}", settings)
         losses.append(np.loadtxt(run / "curves/training.tsv", skiprows=1)[:, 1])
     apart = max(np.abs(other / losses[0] - 1).max() for other in losses[1:])
-    return f"{'holds' if apart < 1e-4 else 'DOES NOT HOLD'}: losses of 8 x 1, 4 x 2, 2 x 4 within {apart:.1e}"
+    return f"{'holds' if apart < 1e-4 else 'DOES NOT HOLD'}: losses within {apart:.1e}"
 
 
 def same_bytes(place: Path, device: torch.device) -> str:
@@ -120,6 +134,7 @@ def half_against_full(place: Path, device: torch.device) -> str:
     """The encoder in half precision is within what its digits allow of float32."""
     half = half_precision(device) or torch.bfloat16
     with made_up("tiny", 4, device) as (_, model, shards), torch.inference_mode():
+        model.whisper.eval()
         mels = torch.from_numpy(np.stack([shards.mel(number)[:, :200] for number in range(4)])).to(device)
         whole = model.whisper.model.encoder(mels).last_hidden_state
         with autocast(device, half):
@@ -152,7 +167,11 @@ def out_of_memory(place: Path, device: torch.device) -> str:
 
 
 def two_processes(place: Path, device: torch.device) -> str:
-    return "not tried: one GPU"
+    """Two ranks have the losses of one process with twice the accumulation."""
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        return "not tried: one GPU"
+    shapes = [{"batch_size": 4, "gradient_accumulation": 2}, {"batch_size": 4, "gradient_accumulation": 1}]
+    return same_losses(place, shapes, 2)
 
 
 def own_precision(device: torch.device) -> str:
