@@ -28,7 +28,7 @@ from tools.audit.__main__ import write_drop
 from tools.audit.corpus import audit_corpus
 from tools.audit.duplicates import SAME, find_candidates, likeness
 from tools.audit.findings import AuditedClip, find_faults
-from tools.audit.likelihood import Likelihood, Scoring, score_texts
+from tools.audit.likelihood import Likelihood, Scoring, load_trained, score_texts
 from tools.audit.overview import Audit, as_table, as_values, in_turn, write_page
 from tools.audit.sounds import measure
 from tools.audit.texts import odd_characters, odd_languages
@@ -187,13 +187,11 @@ def test_a_model_finds_its_own_text_as_likely_as_itself_and_says_what_else_it_he
     scoring = Scoring(LabelStyle(), 3, 1)
     save_model(model, tmp_path / "fresh")
     with pytest.raises(UserError, match="never trained"):
-        score_texts(tmp_path / "fresh", paths, ["a"] * 4, seconds, scoring)
-    model.untrained = False
-    save_model(model, tmp_path / "model")
-    first = score_texts(tmp_path / "model", paths, ["a", "b", "", "d"], [0.5, 99, 1.1, 1.4], scoring)
+        load_trained(tmp_path / "fresh")
+    first = score_texts(model, paths, ["a", "b", "", "d"], [0.5, 99, 1.1, 1.4], scoring)
     assert [one is None for one in first] == [False, True, True, False]  # beyond the window, and nothing to teach
     own = first[0].heard
-    again = score_texts(tmp_path / "model", paths, [own, "h", "h", "h"], seconds, scoring)
+    again = score_texts(model, paths, [own, "h", "h", "h"], seconds, scoring)
     assert again[0] == Likelihood(own, pytest.approx(0, abs=1e-3))
     assert all(one.nats != 0 for one in again[1:])
 

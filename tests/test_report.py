@@ -453,7 +453,7 @@ def test_three_revisions_are_for_compare(repository, tmp_path):
 @pytest.mark.parametrize("library", ["plotly", "jinja2"])
 def test_a_missing_library_says_how_to_have_it(repository, tmp_path, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
-    for module in ("page", "figures"):
+    for module in ("page", "figures", "rendering"):
         monkeypatch.delitem(sys.modules, f"tools.report.{module}", raising=False)
     with pytest.raises(UserError, match=rf"the page needs {library}.*pip install .*\[experiments\]"):
         write(repository, tmp_path / "page.html", "main")

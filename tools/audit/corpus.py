@@ -6,12 +6,14 @@ from pathlib import Path
 
 from stages.asr.clips import SPLITS, read_clips
 from stages.asr.labels import LabelStyle
+from stages.asr.model import SpeechModel
 from stages.params import Params, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.pool import parallel_map
 from stages.runtime.progress import ProgressBar
 from stages.versioning.pins import ARTIFACT, pinned_commits, pinned_folder, pinned_versions
 from tools.audit.findings import AuditedClip, find_faults
+from tools.audit.likelihood import Scoring, load_trained, score_texts
 from tools.audit.overview import Audit
 from tools.audit.sounds import Sound, measure_file
 
@@ -19,10 +21,10 @@ from tools.audit.sounds import Sound, measure_file
 def audit_corpus(raw: Path, params: Path, model: str | None) -> Audit:
     """Measure and judge all clips below a folder; raises UserError where there are none, or the model is none."""
     values = load_params(params)
-    folder = find_model(model) if model else None  # before minutes are spent
+    judge = load_trained(find_model(model)) if model else None  # before minutes are spent
     clips = measure_clips(raw, values.compute.processes)
-    if folder:
-        clips = with_likelihoods(clips, folder, values)
+    if judge:
+        clips = with_likelihoods(clips, judge, values)
     findings, notes = find_faults(clips)
     return Audit(raw, clips, findings, notes, model or "")
 
@@ -48,16 +50,14 @@ def measure_clips(raw: Path, processes: int | None) -> list[AuditedClip]:
     return [AuditedClip(*one, path, sound) for one, path, sound in zip(listed, paths, sounds, strict=True)]
 
 
-def with_likelihoods(clips: Sequence[AuditedClip], folder: Path, values: Params) -> list[AuditedClip]:
+def with_likelihoods(clips: Sequence[AuditedClip], model: SpeechModel, values: Params) -> list[AuditedClip]:
     """The clips with what a model makes of their texts."""
-    from tools.audit.likelihood import Scoring, score_texts
-
     scoring = Scoring(
         LabelStyle(**values.train.text.model_dump()), values.compute.decode_batch_size, values.compute.processes
     )
     heard = [number for number, one in enumerate(clips) if isinstance(one.sound, Sound)]
     chosen = [clips[number] for number in heard]
     seconds = [one.sound.seconds for one in chosen if isinstance(one.sound, Sound)]
-    found = score_texts(folder, [one.path for one in chosen], [one.clip.text for one in chosen], seconds, scoring)
+    found = score_texts(model, [one.path for one in chosen], [one.clip.text for one in chosen], seconds, scoring)
     likelihoods = dict(zip(heard, found, strict=True))
     return [replace(one, likelihood=likelihoods.get(number)) for number, one in enumerate(clips)]

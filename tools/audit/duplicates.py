@@ -8,6 +8,7 @@ MOST_ALIKE = 40  # clips with one landmark: a commoner one tells nothing
 FEWEST = 3  # landmarks that two clips share at one shift, and as a share of those of the shorter one's
 SHARE = 0.08
 SHIFT_FRAMES = 2  # within which shifts are one
+SHIFTS = 2**14  # more than there are within 30 s
 PIECE = 800  # samples, 50 ms
 LOUD = 1e-3  # of the loudest pieces' energy: what is softer is noise, or another encoder's
 ALIKE = 0.6  # correlation of two pieces that are one: a lossy encoding leaves no more of a soft s or f
@@ -38,14 +39,15 @@ def find_candidates(landmarks: Sequence[np.ndarray]) -> list[tuple[int, int]]:
         shift = (frames[lag:] - frames[:-lag])[same]
         for around in (shift, shift + SHIFT_FRAMES // 2):  # whichever of two neighbours falls into one
             steps = 2 * (around // SHIFT_FRAMES) + (around is not shift)
-            found.append(np.stack([clips[:-lag][same], clips[lag:][same], steps], axis=1))
+            pair = clips[:-lag][same] * len(landmarks) + clips[lag:][same]
+            found.append(pair * SHIFTS + steps + SHIFTS // 2)  # one number, for there are many
     if not found:
         return []
-    pairs, counts = np.unique(np.concatenate(found), axis=0, return_counts=True)
+    keys, counts = np.unique(np.concatenate(found), return_counts=True)
+    one, other = np.divmod(keys // SHIFTS, len(landmarks))
     lengths = np.bincount(clips, minlength=len(landmarks))
-    fewer = np.minimum(lengths[pairs[:, 0]], lengths[pairs[:, 1]])
-    enough = pairs[counts >= np.maximum(FEWEST, SHARE * fewer)][:, :2]
-    return [(int(one), int(other)) for one, other in np.unique(enough, axis=0)]
+    enough = counts >= np.maximum(FEWEST, SHARE * np.minimum(lengths[one], lengths[other]))
+    return sorted(set(zip(one[enough].tolist(), other[enough].tolist(), strict=True)))
 
 
 def likeness(one: np.ndarray, other: np.ndarray) -> float:

@@ -38,17 +38,21 @@ class Scoring:
     processes: int | None
 
 
-def score_texts(
-    folder: Path, paths: Sequence[Path], texts: Sequence[str], seconds: Sequence[float], scoring: Scoring
-) -> list[Likelihood | None]:
-    """What the model in a folder makes of clips, in their order; None where it cannot hear or be taught one.
-
-    seconds: of each clip; what is longer than the model's window is left out. Raises UserError where it is no Whisper,
-    or has fresh weights.
-    """
+def load_trained(folder: Path) -> SpeechModel:
+    """The model in a folder; raises UserError where it is no Whisper, or has fresh weights."""
     model = load_model(folder, best_device())
     if model.untrained:
         raise UserError(f"{folder} was never trained: give a model that knows speech, such as models/tuned")
+    return model
+
+
+def score_texts(
+    model: SpeechModel, paths: Sequence[Path], texts: Sequence[str], seconds: Sequence[float], scoring: Scoring
+) -> list[Likelihood | None]:
+    """What a model makes of clips, in their order; None where it cannot hear or be taught one.
+
+    seconds: of each clip; what is longer than the model's window is left out.
+    """
     writer = LabelWriter(model, scoring.style)
     most = model.whisper.config.max_target_positions
     labels = [label_tokens(model, written) if (written := writer.write(text)) else None for text in texts]

@@ -172,6 +172,7 @@ def page_context(audit: Audit) -> dict[str, Any]:
         "kinds": KINDS,
         "findings": listed,
         "total": len(audit.findings),
+        "faulty": len({one.number for one in audit.findings}),
         "heard": len(audio),
         "at_once": AT_ONCE,
         "notes": audit.notes,

@@ -229,7 +229,7 @@ def corpus_of(params: dict[str, Any]) -> str:
 def used_params(params: dict[str, Any]) -> dict[str, Any]:
     """Without the sections of corpora that were not asked for."""
     corpus = params.get("download.corpus")
-    other = re.compile(rf"download\.(?!{re.escape(str(corpus))}\.)\w+\.") if corpus else re.compile("(?!)")
+    other = re.compile(rf"download\.(?!(?:drop|{re.escape(str(corpus))})\.)\w+\.") if corpus else re.compile("(?!)")
     return {key: value for key, value in params.items() if not other.match(key)}
 
 
