@@ -123,5 +123,4 @@ def measure(model: SpeechModel, engine: Engine, folder: Path, sample: Sample) ->
     recognise = engine.load(folder, config["language"], config["task"])
     heard = [recognise(samples) for samples in ProgressBar(sample.audio, unit="clip", desc=engine.name)]
     differing = sum(one != other for one, other in zip(heard, sample.heard, strict=True))
-    rates = (wer(sample.texts, texts) for texts in (heard, sample.heard))
-    return Comparison(engine.name, *rates, len(heard), differing)
+    return Comparison(engine.name, wer(sample.texts, heard), wer(sample.texts, sample.heard), len(heard), differing)
