@@ -16,7 +16,7 @@ from stages.asr.model import SpeechModel, load_model, save_model
 from stages.params import load_params
 from stages.pretrained import pretrained
 from tools.convert.__main__ import FORMATS
-from tools.convert.engines import ENGINES, measure
+from tools.convert.engines import ENGINES, draw_sample, measure
 
 
 @click.command()
@@ -34,11 +34,12 @@ def main(model: Path, features: Path, raw: Path, recipe: Path, steps: int, clips
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         speech = train_wide(folder, model, features, recipe, steps)
+        sample = draw_sample(speech, raw, clips)
         for form in forms or FORMATS:
             for precision in FORMATS[form]:
                 engine, place = ENGINES[form], folder / f"{form}-{precision}"
                 engine.write(speech, place, precision)
-                click.echo(f"{form}, {precision}: {measure(speech, engine, place, raw, clips)}")
+                click.echo(f"{form}, {precision}: {measure(speech, engine, place, sample)}")
 
 
 def train_wide(folder: Path, model: Path, features: Path, recipe: Path, steps: int) -> SpeechModel:

@@ -20,7 +20,7 @@ ROOMS = ("app", "bench", "stages", "tools")
 MANUALS = sorted([*ROOT.glob("*.md"), *(path for room in ROOMS for path in (ROOT / room).rglob("README.md"))])
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)
-NO_KEYS = {"json", "md", "py", "tsv", "yaml"}  # endings of files that are named like a section
+NO_KEYS = {"cpp", "json", "md", "py", "tsv", "yaml"}  # endings of files that are named like a section
 
 
 def load(path: Path) -> dict:

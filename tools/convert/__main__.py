@@ -38,7 +38,7 @@ def main(form: str, name: str | None, precision: str | None, out: Path | None, r
 
     from stages.asr.model import load_model  # seconds to import
     from stages.versioning.pins import Repository
-    from tools.convert.engines import ENGINES, measure
+    from tools.convert.engines import ENGINES, draw_sample, measure
     from tools.publish.release import choose_version
 
     engine = ENGINES[form]
@@ -56,7 +56,7 @@ def main(form: str, name: str | None, precision: str | None, out: Path | None, r
         Path(aside, "new").replace(out)
     click.echo(f"{out}: {version.name} for {engine.name}, {precision}, {folder_size(out) / 1e6:.1f} MB")
     if measured:
-        click.echo(str(measure(model, engine, out, raw, clips)))
+        click.echo(str(measure(model, engine, out, draw_sample(model, raw, clips))))
     elif clips:
         note(f"{raw} is not here: the WER in {engine.name} was not measured")
 

@@ -79,8 +79,17 @@ class Comparison:
         )
 
 
-def measure(model: SpeechModel, engine: Engine, folder: Path, raw: Path, n_clips: int) -> Comparison:
-    """Let a converted model, and the one it was made from, hear some clips of a split; raises UserError."""
+@dataclass(frozen=True)
+class Sample:
+    """Clips: what is said, (n_samples,) float32 at 16 kHz each, and what a model hears on windows of 30 s."""
+
+    texts: list[str]
+    audio: list[np.ndarray]
+    heard: list[str]
+
+
+def draw_sample(model: SpeechModel, raw: Path, n_clips: int) -> Sample:
+    """So many clips of a split, at most, with what the model hears; raises UserError where one cannot be read."""
     texts, audio = [], []
     clips = read_clips(raw)
     for place in draw(range(len(clips)), n_clips, SEED):
@@ -91,23 +100,27 @@ def measure(model: SpeechModel, engine: Engine, folder: Path, raw: Path, n_clips
         if len(samples):
             texts.append(clips[place].text)
             audio.append(samples)
-    config = vars(model.whisper.generation_config)
-    recognise = engine.load(folder, config["language"], config["task"])
-    converted = [recognise(samples) for samples in ProgressBar(audio, unit="clip", desc=engine.name)]
-    original = decode_full_windows(model, audio)
-    differing = sum(one != other for one, other in zip(converted, original, strict=True))
-    return Comparison(engine.name, wer(texts, converted), wer(texts, original), len(texts), differing)
+    return Sample(texts, audio, decode_full_windows(model, audio))
 
 
 def decode_full_windows(model: SpeechModel, audio: list[np.ndarray]) -> list[str]:
-    """What the model hears on windows of 30 s, however long the texts get."""
-    n_mels, most = model.whisper.config.num_mel_bins, model.whisper.generation_config.max_length
-    mels = [log_mel(samples, n_mels).astype(np.float32) for samples in audio]
+    """What the model hears on windows of 30 s, in as many tokens as engines allow: half of the decoder's positions."""
+    config = model.whisper.config
+    mels = [log_mel(samples, config.num_mel_bins).astype(np.float32) for samples in audio]
     return decode_mels(
         replace(model, context="full"),
         [mel.shape[1] for mel in mels],
         mels.__getitem__,
         BATCH,
         lambda batches, total: ProgressBar(batches, total=total, unit="batch", desc="before"),
-        lambda n_frames: most,
+        lambda n_frames: config.max_target_positions // 2,
     )
+
+
+def measure(model: SpeechModel, engine: Engine, folder: Path, sample: Sample) -> Comparison:
+    """Let a converted model hear what the model has heard."""
+    config = vars(model.whisper.generation_config)
+    recognise = engine.load(folder, config["language"], config["task"])
+    heard = [recognise(samples) for samples in ProgressBar(sample.audio, unit="clip", desc=engine.name)]
+    differing = sum(one != other for one, other in zip(heard, sample.heard, strict=True))
+    return Comparison(engine.name, wer(sample.texts, heard), wer(sample.texts, sample.heard), len(heard), differing)

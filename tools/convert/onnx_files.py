@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
 from stages.asr.mel import log_mel, pad_or_trim
 from stages.asr.model import SpeechModel, save_model
@@ -87,14 +87,12 @@ def write_onnx(model: SpeechModel, folder: Path, precision: str = "float32") -> 
     size = (1, config.decoder_attention_heads, 5, config.d_model // config.decoder_attention_heads)
     caches = [torch.zeros(size) for _ in names]
     with tempfile.TemporaryDirectory() as aside:
-        graphs = []
-        for first, n in ((True, 4), (False, 1)):
-            path = Path(aside, f"{first}.onnx")
+        for name, n in (("first", 4), ("later", 1)):
             arguments = (torch.zeros(1, n, dtype=torch.long), encoded, *caches)
-            export(CachedDecoder(whisper, first), arguments, path, inputs, outputs, dynamic)
-            graphs.append(onnx.load(path))
-    first_graph, later_graph = graphs
-    onnx.save(merge(first_graph, later_graph, inputs, outputs), folder / DECODER)
+            decoder = CachedDecoder(whisper, first=name == "first")
+            export(decoder, arguments, Path(aside, name), inputs, outputs, dynamic)
+        graph = merge(onnx.load(Path(aside, "first")), onnx.load(Path(aside, "later")), inputs, outputs)
+    onnx.save(graph, folder / DECODER)
 
 
 def export(
@@ -152,7 +150,7 @@ def onnx_recogniser(folder: Path, language: str, task: str) -> Callable[[np.ndar
     tokenizer = WhisperTokenizer.from_pretrained(folder)
     generation = GenerationConfig.from_pretrained(folder)
     (mels,) = encoder.get_inputs()
-    start = tokenizer.prefix_tokens
+    start, most = tokenizer.prefix_tokens, WhisperConfig.from_pretrained(folder).max_target_positions // 2
     empty = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
         for value in decoder.get_inputs()
@@ -163,7 +161,7 @@ def onnx_recogniser(folder: Path, language: str, task: str) -> Callable[[np.ndar
         window = pad_or_trim(log_mel(samples, mels.shape[1]).astype(np.float32), mels.shape[2])
         (encoded,) = encoder.run(None, {mels.name: window[None]})
         text, tokens, caches = list[int](), start, empty
-        while len(start) + len(text) < generation.max_length:
+        while len(text) < most:
             given = {"input_ids": np.array([tokens]), "encoder_hidden_states": encoded, BRANCH: np.array([bool(text)])}
             logits, *new = decoder.run(None, given | caches)
             logits[:, :, generation.suppress_tokens or []] = -np.inf
