@@ -64,10 +64,9 @@ def main(features: Path, recipe: Path, base: Path, steps: int, ways: tuple[str, 
                 found = pool.apply(fine_tune, (folder / way, recipe, settings, features, base))
             own, full = (100 * edits.sum() / said for edits in read(folder / way / "tuned", features / "test"))
             first = first or found["seconds"]
-            click.echo(
-                f"| {way} | {own:.2f} | {full:.2f} | {found['loss']:.4f} | {found['seconds'] / first:.2f} | {found['peak'] / 1e6:.0f} MB "
-                f"| {found['checkpoint'] / 1e6:.1f} MB | {held_of_small(settings) / GB:.2f} GB |"
-            )
+            figures = f"{own:.2f} | {full:.2f} | {found['loss']:.4f} | {found['seconds'] / first:.2f}"
+            memory = f"{found['peak'] / 1e6:.0f} MB | {found['checkpoint'] / 1e6:.1f} MB"
+            click.echo(f"| {way} | {figures} | {memory} | {held_of_small(settings) / GB:.2f} GB |")
 
 
 class Clock(TrainerCallback):

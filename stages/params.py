@@ -208,7 +208,7 @@ class LabelText(Section):
 
 class Lora(Section):
     rank: Annotated[int, Field(ge=0, le=1024)]
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Count
     dropout: Probability
     targets: Annotated[list[LinearLayer], Field(min_length=1)]
 

@@ -69,13 +69,13 @@ def merge_adapters(whisper: WhisperForConditionalGeneration, adapters: Weights) 
 
     The model has these adapters from then on.
     """
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear as AdaptedLinear
 
     whisper.load_state_dict(adapters, strict=False)
     added = {
         f"{name}.base_layer.weight": module.get_delta_weight(ADAPTER)
         for name, module in whisper.named_modules()
-        if isinstance(module, LoraLayer)
+        if isinstance(module, AdaptedLinear)
     }
     merged = {}
     with torch.no_grad():
@@ -88,10 +88,10 @@ def merge_adapters(whisper: WhisperForConditionalGeneration, adapters: Weights) 
 
 def remove_adapters(whisper: WhisperForConditionalGeneration) -> None:
     """Leave a plain Whisper, as it was before it got adapters."""
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear as AdaptedLinear
 
     for name, module in list(whisper.named_modules()):
-        if isinstance(module, LoraLayer):
+        if isinstance(module, AdaptedLinear):
             parent, _, child = name.rpartition(".")
             setattr(whisper.get_submodule(parent), child, module.get_base_layer())
     del whisper.peft_config

@@ -1,7 +1,6 @@
 """Libraries that some settings of train want, and others do not."""
 
 import importlib.util
-import logging
 
 from stages.params import Train
 from stages.runtime.errors import UserError
@@ -15,7 +14,6 @@ def wanted_libraries(settings: Train) -> dict[str, str]:
 
 def check_libraries(settings: Train) -> None:
     """Raise UserError where one is missing."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels that training does not use
     for name, otherwise in wanted_libraries(settings).items():
         if importlib.util.find_spec(name) is None:
             key = otherwise.partition(":")[0]
