@@ -167,6 +167,8 @@ def joined_ranks() -> Iterator[Ranks]:
         yield Ranks()
         return
     launcher = hear_launcher()
+    if launcher is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(int(os.environ["LOCAL_RANK"]))  # read when CUDA starts
     try:
         join()
         yield current_ranks()
@@ -184,7 +186,6 @@ def joined_ranks() -> Iterator[Ranks]:
 def join() -> None:
     """Make one group with the other ranks, on a device of this one's own; waits for them."""
     if int(os.environ["WORLD_SIZE"]) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(int(os.environ["LOCAL_RANK"]))  # read when CUDA starts
         backend = "cpu:gloo,cuda:nccl" if best_device().type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)
     for name in (*JOINING, "LOCAL_WORLD_SIZE"):  # else accelerate would make ranks of its trainers, and so would
@@ -326,6 +327,7 @@ def start_rank(rank: int, count: int, meeting: dict[str, str], command: Sequence
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),
+        "CUDA_VISIBLE_DEVICES": own_gpu(rank),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(torch.get_num_threads() // count, 1))),
         LAUNCHER: str(theirs.fileno()),
     }
