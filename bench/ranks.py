@@ -18,7 +18,6 @@ import click
 from stages.asr.batches import BatchItem, ClipDataset
 from stages.params import load_params
 from stages.pretrained import pretrained
-from stages.training.ranks import JOINING
 from tests.support.material import TINY, speech, write_params, write_shards
 from tests.support.ranks import Group, run_command, train_together
 from tests.support.training import RESULTS, SETTINGS, arguments, newest, results
@@ -69,7 +68,7 @@ def prepare(place: Path, clips: int, epochs: int) -> Path:
 def record_and_train(options: list[str], place: Path) -> None:
     """A rank that writes down which clips it is given for training, by epoch."""
     read = ClipDataset.__getitem__
-    with (place / f"given-{os.environ[JOINING[0]]}").open("w", buffering=1) as given:
+    with (place / f"given-{os.environ['RANK']}").open("w", buffering=1) as given:
 
         def recorded(data: ClipDataset, item: BatchItem) -> dict:
             if item.epoch is not None:

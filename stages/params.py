@@ -6,7 +6,16 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -300,8 +309,15 @@ class Evaluate(Section):
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
 
 
+def check_gpus(value: object) -> object:
+    """``auto``, or how many; raises ValueError, once where a union's parts would each complain."""
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("must be auto, or a number from 1 on")
+
+
 class Compute(Section):
-    gpus: Literal["auto"] | Count
+    gpus: Annotated[int | Literal["auto"], PlainValidator(check_gpus)]
     processes: Count | None
     decode_batch_size: Count
     loader_workers: Annotated[int, Field(ge=0)]

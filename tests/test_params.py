@@ -73,6 +73,8 @@ def test_a_missing_key_is_named(settings, key):
         ("whisper.language", "Swedish", "pattern"),
         ("whisper.scratch.seconds", None, "a valid integer"),
         ("compute.processes", 0, "greater than or equal to 1"),
+        ("compute.gpus", 0, "must be auto, or a number from 1 on"),
+        ("compute.gpus", "all", "must be auto"),
         ("train.spec_augment", 5, "a valid dictionary"),
         ("download.common_voice.release", "latest", "pattern"),
         ("evaluate.full_window_clips", -1, "greater than or equal to 0"),

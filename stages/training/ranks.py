@@ -167,6 +167,8 @@ def joined_ranks() -> Iterator[Ranks]:
         yield Ranks()
         return
     launcher = hear_launcher()
+    if launcher is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(int(os.environ["LOCAL_RANK"]))  # read when CUDA starts
     try:
         join()
         yield current_ranks()
@@ -184,7 +186,6 @@ def joined_ranks() -> Iterator[Ranks]:
 def join() -> None:
     """Make one group with the other ranks, on a device of this one's own; waits for them."""
     if int(os.environ["WORLD_SIZE"]) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(int(os.environ["LOCAL_RANK"]))  # read when CUDA starts
         backend = "cpu:gloo,cuda:nccl" if best_device().type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)
     for name in (*JOINING, "LOCAL_WORLD_SIZE"):  # else accelerate would make ranks of its trainers, and so would
@@ -290,15 +291,11 @@ def run_ranks(count: int, command: Sequence[str] = tuple(sys.orig_argv)) -> None
     Only rank 0 writes to the terminal. Raises the error of the first rank that failed: what it raised itself where that
     is a person's to mend, or a UserError. They are in sessions of their own, so that Ctrl-C reaches this process alone.
     """
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    store = distributed.TCPStore(  # where the ranks find one another; here, so that its port is taken once and for all
-        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
+    store, meeting = open_store()
     processes: list[RankProcess] = []
     try:
         for rank in range(count):
-            processes.append(start_rank(rank, count, port, command))
+            processes.append(start_rank(rank, count, meeting, command))
         if failed := wait_for(processes):
             raise failed.explain()
     finally:
@@ -307,25 +304,37 @@ def run_ranks(count: int, command: Sequence[str] = tuple(sys.orig_argv)) -> None
         del store
 
 
-def start_rank(rank: int, count: int, port: int, command: Sequence[str]) -> RankProcess:
+def open_store() -> tuple[distributed.TCPStore, dict[str, str]]:
+    """Where the ranks of this machine find one another, as long as it is kept; and what their environment says of it.
+
+    Its port is taken before anybody is told of it, and on this machine alone.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    store = distributed.TCPStore(
+        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    if sys.platform == "linux":
+        told |= {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")}
+    return store, told
+
+
+def start_rank(rank: int, count: int, meeting: dict[str, str], command: Sequence[str]) -> RankProcess:
     ours, theirs = socket.socketpair()
     stderr = tempfile.TemporaryFile() if rank else None  # noqa: SIM115  # closed when the rank is ended
     env = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "CUDA_VISIBLE_DEVICES": own_gpu(rank),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(torch.get_num_threads() // count, 1))),
         LAUNCHER: str(theirs.fileno()),
     }
-    if sys.platform == "linux":
-        env |= {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")}  # nobody else is to hear them
     with theirs:
         process = subprocess.Popen(
             command,
-            env=os.environ | env,
+            env=os.environ | meeting | env,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
             stdout=subprocess.DEVNULL if rank else None,

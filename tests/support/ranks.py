@@ -2,16 +2,13 @@
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from torch.distributed import TCPStore
-
 from stages.train import main
-from stages.training.ranks import JOINING, joined_ranks
+from stages.training.ranks import joined_ranks, open_store
 from tests.support.training import arguments
 
 SERVER = multiprocessing.get_context("forkserver")  # forks processes that have not begun to compute
@@ -22,15 +19,11 @@ class Group:
     """So many ranks at work on ``task(*given)``, each a process of its own with one thread."""
 
     def __init__(self, count: int, log: Path, task: Callable, *given: object):
-        listener = socket.create_server(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        self.store = TCPStore(
-            "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-        )
+        self.store, meeting = open_store()
         self.ranks: list[BaseProcess] = []
         with one_thread():
             for rank in range(count):
-                env = dict(zip(JOINING, (str(rank), str(count), str(rank), "127.0.0.1", str(port)), strict=True))
+                env = meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
                 self.ranks.append(SERVER.Process(target=be_rank, args=(env, log, task, *given)))
                 self.ranks[-1].start()
 
@@ -68,7 +61,7 @@ def be_rank(env: dict[str, str], log: Path, task: Callable, *given: object) -> N
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ |= env | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    os.environ |= env
     os.environ.pop("DVC_ROOT", None)
     task(*given)
 
