@@ -29,8 +29,20 @@ class ParamsFile:
         self.path, self.document = path, read_document(path)
         self.original = dict(flatten(read_document(path)))
 
-    def set(self, key: str, value: object) -> None:
-        """Set the value at a dotted key; whether both are allowed is for ``validate`` and ``save`` to say."""
+    def get(self, key: str) -> object:
+        """The value at a dotted key; None where there is none."""
+        value: object = self.document
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
+    def set(self, key: str, value: object, dated: str | None = None) -> None:
+        """Set the value at a dotted key; whether both are allowed is for ``validate`` and ``save`` to say.
+
+        dated: of a commit, its date, which its comment then ends with; another value takes that back.
+        """
+        if dated or self.get(key) != value:
+            date_comment(self.document, key, dated)
         set_value(self.document, key, value)
 
     def validate(self) -> Params:
@@ -88,6 +100,22 @@ def set_value(document: CommentedMap, key: str, value: object) -> None:
         section[last].fa.set_flow_style()  # which one that was empty has lost
     else:
         section[last] = value
+
+
+def date_comment(document: CommentedMap, key: str, date: str | None) -> None:
+    """Have the comment behind a value end with a date, or with none."""
+    *parents, last = key.split(".")
+    section = document
+    for parent in parents:
+        section = section.get(parent)
+        if not isinstance(section, CommentedMap):
+            return
+    ending = f"; commit of {date}" if date else ""
+    if comment := section.ca.items.get(last, [None] * 3)[2]:
+        line, newline, rest = comment.value.partition("\n")
+        comment.value = re.sub(r"; commit of [\d-]+$", "", line) + ending + newline + rest
+    elif date:
+        section.yaml_add_eol_comment(f"commit of {date}", last)
 
 
 def align_comments(document: CommentedMap, keys: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """Recipes: what they put into params.yaml, what they leave alone, and that each one runs."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from stages.params_file import flatten
 from stages.pretrained import pretrained
 from stages.runtime.errors import UserError
 from stages.train import Paths, train
+from tests.support.hub import DATE, serve
 from tests.support.material import ROOT
 from tests.support.process import call
 from tests.support.release import plain, row
@@ -67,8 +69,11 @@ def data(tmp_path, monkeypatch) -> Path:
     return tmp_path / "data"
 
 
-def tool(*arguments: object) -> subprocess.CompletedProcess:
-    return call(main, *arguments)
+def tool(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    if not environment:
+        return call(main, *arguments)
+    command = [sys.executable, "-m", "tools.recipe", *map(str, arguments)]  # what libraries read as they are imported
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
 
 
 def load(path: Path) -> dict:
@@ -351,3 +356,93 @@ def test_what_training_will_hold_follows_from_what_it_trains(params):
     assert 2.4 * bytes_each * weights < in_bytes.training < 2.8 * bytes_each * weights
     frozen = held(**{"lora.rank": 0, "freeze": "encoder"})
     assert frozen.training == pytest.approx(bytes_each * (weights + 3 * 0.172e9), rel=0.02)
+
+
+# Commits of the Hub
+
+NEWEST, OLD = "0123456789abcdef0123456789abcdef01234567", "f" * 40
+NO_PROXIES = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), "")
+KNOWN = {"kb": "3564d61a42fc210ceaa55a22a96dd64478959c78", "small": "973afd24965f72e36ca33b3055d56a652f456b4d"}
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Call with repositories, as id: commits, and arguments: the tool, with a Hub that has those."""
+
+    def call(repos: dict[str, list[str]], *arguments: object) -> subprocess.CompletedProcess:
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with serve({name: dict.fromkeys(commits, tmp_path / "empty") for name, commits in repos.items()}) as hub:
+            return tool(
+                *arguments, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home"), **NO_PROXIES
+            )
+
+    return call
+
+
+def test_commits_are_pinned_with_their_date_and_the_default_takes_that_back(params, ask):
+    before = params.read_bytes()
+    repos = {"openai/whisper-small": [OLD, NEWEST], "datasets/google/fleurs": [NEWEST, OLD]}
+    result = ask(repos, "set", "fleurs-sv", "--pin", "--params", params)
+    assert result.returncode == 0, result.stderr
+    values = dict(flatten(load(params)))
+    assert (values["whisper.revision"], values["download.hub.revision"]) == (NEWEST, OLD)
+    dated = [line for line in params.read_text().splitlines() if line.endswith(f"; commit of {DATE}")]
+    assert [line.split()[1] for line in dated] == [NEWEST, OLD]
+    assert f"google/fleurs: the newest commit is {OLD}, of {DATE}" in result.stdout
+    again = ask(repos, "set", "--pin", "--params", params)
+    assert again.stdout.endswith(": 0 changed\n")
+    apply_values(params, recipe_values(RECIPES, "default"))
+    assert params.read_bytes() == before
+
+
+def test_a_data_set_without_a_commit_is_pinned(params, ask):
+    own = ("--set", "download.corpus=hub", "--set", "download.hub.id=team/speech")
+    result = ask({"datasets/team/speech": [NEWEST]}, "set", "default", "--pin", "--params", params, *own)
+    assert result.returncode == 0, result.stderr
+    assert load_params(params).download.hub.revision == NEWEST
+
+
+@pytest.mark.parametrize(
+    ("repos", "arguments", "said"),
+    [
+        (
+            {"KBLab/kb-whisper-small": [NEWEST]},
+            ["kb-whisper-small"],
+            f"whisper.revision: the Hub does not know the commit {KNOWN['kb']} of KBLab/kb-whisper-small: take",
+        ),
+        (
+            {},
+            ["kb-whisper-small", "--pin"],
+            "whisper.revision: the Hub shows no model KBLab/kb-whisper-small: ",
+        ),
+        (
+            {"openai/whisper-small": [KNOWN["small"]]},
+            ["fleurs-sv"],
+            "download.hub.revision: the Hub shows no dataset google/fleurs: check the name",
+        ),
+    ],
+)
+def test_what_the_hub_does_not_know_is_told_at_once_and_changes_nothing(params, ask, repos, arguments, said):
+    before = params.read_bytes()
+    result = ask(repos, "set", *arguments, "--params", params)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"Error: {said}")
+    assert params.read_bytes() == before
+
+
+def test_a_commit_that_the_hub_knows_is_taken(params, ask):
+    result = ask({"KBLab/kb-whisper-small": [KNOWN["kb"], NEWEST]}, "set", "kb-whisper-small", "--params", params)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert load_params(params).whisper.revision == KNOWN["kb"]
+
+
+def test_without_the_hub_a_recipe_is_set_unchecked_and_cannot_be_pinned(params):
+    away = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "0", **NO_PROXIES}
+    pinned = tool("set", "kb-whisper-small", "--pin", "--params", params, **away)
+    assert pinned.returncode == 1
+    assert pinned.stderr.startswith("Error: the Hub cannot be asked for KBLab/kb-whisper-small (")
+    result = tool("set", "kb-whisper-small", "--params", params, **away)
+    assert result.returncode == 0
+    assert result.stderr.endswith("): whether it knows the revisions was not checked\n")
+    assert load_params(params).whisper.revision == KNOWN["kb"]
+    assert tool("set", "kb-whisper-small", "--params", params, HF_HUB_OFFLINE="1").stderr == ""

@@ -6,7 +6,9 @@ has (``compute`` and the like) belong to the machine and stay as they are.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 from ruamel.yaml.error import YAMLError
@@ -23,12 +25,23 @@ from stages.params_file import (
     yaml_text,
 )
 from stages.runtime.command import run
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, one_line
+from stages.runtime.progress import note
 
 DEFAULT = "default"
 FILE = click.Path(path_type=Path)
 
+ASK_SECONDS = 10  # that the Hub may take to answer
+
 Values = dict[str, object]  # by dotted key; mappings are never among the values
+
+
+class Repository(NamedTuple):
+    """One of the Hub's that params.yaml names. key: of its revision; kind: model or dataset."""
+
+    key: str
+    kind: str
+    name: str
 
 
 @click.group()
@@ -58,14 +71,16 @@ def show(recipes: Path, name: str) -> None:
 @main.command("set")
 @click.argument("name", required=False)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A further value: train.max_steps=500.")
+@click.option("--pin", is_flag=True, help="Take today's commits of base model and data set, as the Hub tells them.")
 @click.option("--params", type=FILE, default="params.yaml")
 @click.pass_obj
-def set_recipe(recipes: Path, name: str | None, settings: tuple[str, ...], params: Path) -> None:
+def set_recipe(recipes: Path, name: str | None, settings: tuple[str, ...], pin: bool, params: Path) -> None:
     """Write a recipe, laid over the default, into params.yaml; without NAME write only the values of --set.
 
-    The digest of a folder of recordings is computed and written too.
+    The digest of a folder of recordings is computed and written too. Commits that the Hub does not know are refused,
+    where it can be asked.
     """
-    changes = apply_values(params, recipe_values(recipes, name) | flatten_settings(settings))
+    changes = apply_values(params, recipe_values(recipes, name) | flatten_settings(settings), "pin" if pin else "check")
     for key, (before, after) in changes.items():
         click.echo(f"{key}: {inline_yaml(before)} → {inline_yaml(after)}")
     click.echo(f"{params}: {len(changes)} changed")
@@ -95,19 +110,82 @@ def check(recipes: Path, name: str, settings: tuple[str, ...], params: Path) -> 
         raise UserError(f"{name} does not run here yet; lacking: {', '.join(lacks)}")
 
 
-def apply_values(path: Path, values: Values) -> Changes:
+def apply_values(path: Path, values: Values, revisions: str = "keep") -> Changes:
     """Write values into params.yaml, whole or not at all; returns what changed.
 
-    Raises UserError where the result would not be valid, or a folder's recordings are missing and have no digest.
+    revisions: ``keep`` those of the Hub, ``check`` that it knows them, or ``pin`` them to its newest commits.
+    Raises UserError where the result would not be valid, a folder's recordings are missing and have no digest, or the
+    Hub does not know what is named.
     """
     params = ParamsFile(path)
     for key, value in values.items():
         params.set(key, value)
+    if revisions == "pin":
+        pin_revisions(params)
     download = params.validate().download
+    if revisions == "check":
+        check_revisions(params)
     if download.corpus == "folder" and values.get(FOLDER_DIGEST) is None:
         recordings = locate(download.folder.path, "Put the folder of your recordings there")
         params.set(FOLDER_DIGEST, folder.recordings_digest(recordings))
     return params.save()
+
+
+def named_repositories(params: ParamsFile) -> Iterator[Repository]:
+    """What params.yaml takes from the Hub: the base model, and the data set where that is the corpus."""
+    base, dataset = params.get("whisper.base"), params.get("download.hub.id")
+    if isinstance(base, str) and base != "scratch" and base[:1] not in "./~":
+        yield Repository("whisper.revision", "model", base)
+    if isinstance(dataset, str) and params.get("download.corpus") == "hub":
+        yield Repository("download.hub.revision", "dataset", dataset)
+
+
+def pin_revisions(params: ParamsFile) -> None:
+    """Set each revision to the repository's newest commit, with its date; raises UserError where it cannot be had."""
+    for repository in named_repositories(params):
+        commit, date = ask_commit(repository, None)
+        params.set(repository.key, commit, dated=date)
+        click.echo(f"{repository.name}: the newest commit is {commit}, of {date}")
+
+
+def check_revisions(params: ParamsFile) -> None:
+    """Raise UserError where the Hub does not know a revision; where it cannot be asked, say so and go on."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    for repository in named_repositories(params):
+        if HF_HUB_OFFLINE:
+            return
+        try:
+            ask_commit(repository, str(params.get(repository.key)))
+        except NoAnswerError as error:
+            return note(f"{error}: whether it knows the revisions was not checked")
+
+
+class NoAnswerError(UserError):
+    """The Hub cannot be asked."""
+
+
+def ask_commit(repository: Repository, revision: str | None) -> tuple[str, str]:
+    """A commit as the Hub knows it, by default the newest, and its date; raises UserError where it does not."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    key, kind, name = repository
+    try:
+        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=ASK_SECONDS)
+    except RevisionNotFoundError:
+        raise UserError(
+            f"{key}: the Hub does not know the commit {revision} of {name}: take another, or today's with --pin"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{key}: the Hub shows no {kind} {name}: check the name, or sign in (HF_TOKEN) to one that you may see"
+        ) from None
+    except Exception as error:  # each version of huggingface_hub has another HTTP library, with errors of its own
+        raise NoAnswerError(f"the Hub cannot be asked for {name} ({one_line(error)[:200]})") from None
+    if not found.sha or not found.last_modified:
+        raise NoAnswerError(f"the Hub tells no commit of {name}")
+    return found.sha, f"{found.last_modified:%Y-%m-%d}"
 
 
 def recipe_names(recipes: Path) -> list[str]:

@@ -102,12 +102,11 @@ def bring_rows(
 @contextmanager
 def told(settings: Hub, what: str) -> Iterator[None]:
     """Tell what keeps the Hub from giving something, as UserError."""
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         yield
-    except (DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError, ImportError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of datasets, huggingface_hub, pyarrow, fsspec and their HTTP library
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # of what went wrong in preparing
         place = f"{settings.id} at {settings.revision}"
         raise UserError(f"download.hub: {what} of {place} cannot be had: {one_line(cause)}") from None

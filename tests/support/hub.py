@@ -36,6 +36,7 @@ ROUTES = {
 }
 METHODS = {"store": ("GET", "HEAD", "PUT")} | dict.fromkeys(("info", "tree", "resolve"), ("GET", "HEAD"))
 KINDS = ("spaces", "datasets")  # of repositories, beside models
+DATE = "2026-03-02"  # of every commit
 Repos = dict[str, dict[str, Path]]  # by id and commit, a folder of files
 
 
@@ -107,7 +108,8 @@ class Handler(BaseHTTPRequestHandler):
             card = {"cardData": read_metadata(readme.read_text())} if readme.exists() else {}
             sha = self.commit_of(repo, revision or "main")
             name = "/".join(repo.split("/")[-2:])
-            self.answer_json({"id": name, "sha": sha, "siblings": siblings} | card)
+            dated = {"lastModified": f"{DATE}T08:00:00.000Z"}
+            self.answer_json({"id": name, "sha": sha, "siblings": siblings} | dated | card)
 
     def tree(self, repo: str, revision: str, below: str | None) -> None:
         """All files below a folder, or what lies in it; the latter with its folders."""
