@@ -21,7 +21,7 @@ test: $(VENV)
 	ruff check .
 	ruff format --check .
 	mypy
-	python -m pytest -q -n 2 --dist loadfile $(TESTS)
+	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 format: $(VENV)
 	ruff check --fix .

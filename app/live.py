@@ -17,7 +17,7 @@ import soxr
 from app.models import Models
 from app.turns import AT_ONCE, OWN_COMPUTER, QueueFullError, Turns
 from stages.asr.audio import RATES
-from stages.asr.mel import FRAMES_PER_SECOND, SAMPLE_RATE
+from stages.asr.mel import FRAMES_PER_SECOND, MAX_SECONDS, SAMPLE_RATE
 from stages.asr.segments import Segment
 from stages.asr.vad import CHUNK_SAMPLES, SpeechSegmenter, VadOptions
 from stages.runtime.errors import UserError
@@ -66,11 +66,11 @@ class LiveTranscription:
 
 @dataclass
 class Speaker:
-    """Whoever speaks: one piece of audio at a time."""
+    """Whoever speaks: one piece of audio at a time, the first of which has the model loaded."""
 
     client: str
     rate: int
-    transcription: LiveTranscription
+    transcription: LiveTranscription | None = None
     heard: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -95,20 +95,33 @@ class LiveSpeakers:
         id: "" of whoever begins, who gets one. Raises UserError, and QueueFullError where too many speak.
         """
         samples = read_samples(audio)
-        speaker = self.find(id, client) if id else None
-        if speaker is None:
-            id, speaker = self.begin(rate, model, client)
-        with speaker.lock, self.slots:
-            speaker.heard = time.monotonic()
-            live = speaker.transcription
-            if live.segmenter.seconds + len(samples) / speaker.rate > self.max_seconds:
-                raise UserError("you have spoken for as long as a recording may last")
+        if id:
+            speaker = self.find(id, client)
+        else:
+            id, speaker = self.begin(rate, client)
+        if not speaker.lock.acquire(blocking=False):  # whoever waited here would hold one of the server's threads
+            raise UserError("one piece of audio at a time")
+        try:
+            return {"id": id, **self.hear_piece(speaker, samples, model, last)}
+        except BaseException:
+            last = True
+            raise
+        finally:
+            speaker.lock.release()
+            if last:
+                with self.lock:
+                    self.speakers.pop(id, None)
+
+    def hear_piece(self, speaker: Speaker, samples: np.ndarray, model: str, last: bool) -> dict[str, str]:
+        seconds = len(samples) / speaker.rate
+        live = speaker.transcription or LiveTranscription(self.models.load(model), speaker.rate)
+        if seconds > MAX_SECONDS or live.segmenter.seconds + seconds > self.max_seconds:
+            raise UserError("this is more audio than may come at once, or than a recording may last")
+        speaker.transcription, speaker.heard = live, time.monotonic()
+        with self.slots:
             live.feed(samples, last)
             newest = "" if last else live.hear_on()
-        if last:
-            with self.lock:
-                self.speakers.pop(id, None)
-        return {"id": id, "settled": " ".join(each.text for each in live.settled), "newest": newest}
+        return {"settled": " ".join(each.text for each in live.settled), "newest": newest}
 
     def find(self, id: str, client: str) -> Speaker:
         with self.lock:
@@ -117,24 +130,21 @@ class LiveSpeakers:
             raise UserError("nobody speaks under this id: begin anew")
         return speaker
 
-    def begin(self, rate: int, model: str, client: str) -> tuple[str, Speaker]:
+    def begin(self, rate: int, client: str) -> tuple[str, Speaker]:
+        """A new speaker, who has a place before there is a model to load."""
         if rate not in RATES:
             raise UserError(f"audio may have {RATES.start} to {RATES.stop - 1} samples a second")
-        self.check_room(client)
-        speaker = Speaker(client, rate, LiveTranscription(self.models.load(model), rate))
-        with self.lock:
-            self.speakers[id := secrets.token_hex(8)] = speaker
-        return id, speaker
-
-    def check_room(self, client: str) -> None:
-        now = time.monotonic()
-        with self.lock:
-            for id in [id for id, each in self.speakers.items() if now - each.heard > SILENT_SECONDS]:
-                del self.speakers[id]
-            theirs = sum(each.client == client for each in self.speakers.values())
-            full = len(self.speakers) >= SPEAKERS or (client not in OWN_COMPUTER and theirs >= SPEAKERS_OF_ONE)
-        if full or self.turns.waiting():
+        if self.turns.waiting():
             raise QueueFullError
+        id, speaker, now = secrets.token_hex(8), Speaker(client, rate), time.monotonic()
+        with self.lock:
+            for old in [old for old, each in self.speakers.items() if now - each.heard > SILENT_SECONDS]:
+                del self.speakers[old]
+            theirs = sum(each.client == client for each in self.speakers.values())
+            if len(self.speakers) >= SPEAKERS or (client not in OWN_COMPUTER and theirs >= SPEAKERS_OF_ONE):
+                raise QueueFullError
+            self.speakers[id] = speaker
+        return id, speaker
 
 
 def read_samples(audio: str) -> np.ndarray:

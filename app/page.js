@@ -59,7 +59,7 @@
       return true;
     }
   })`;
-  const SECONDS = 0.25, MOST_SECONDS = 4; // of audio that goes out at once
+  const SECONDS = 0.25, MOST_SAMPLES = 192000; // that go out at once: a request is bounded
   let speaking = null;
 
   const encode = (pieces) => {
@@ -89,7 +89,7 @@
         await new Promise((resolve) => setTimeout(resolve, 50));
         continue;
       }
-      const pieces = own.pieces.splice(0, Math.ceil((MOST_SECONDS * rate) / 128));
+      const pieces = own.pieces.splice(0, MOST_SAMPLES / 128);
       const last = own.ended && !own.pieces.length;
       try {
         const answer = await fetch("gradio_api/run/live", {

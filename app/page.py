@@ -65,7 +65,7 @@ SPEAKER_STORAGE: dict[str, Any] = {  # no secret: the id means nothing to anybod
 }
 FORGED = "This is not what the page sends: reload it and try again."
 HIDDEN = gr.update(visible=False)
-SMALL_BUTTON: dict[str, Any] = {"interactive": False, "size": "sm", "min_width": 48}
+SMALL_BUTTON: dict[str, Any] = {"interactive": False, "size": "sm", "min_width": 64}
 COPY_JS = (
     "() => navigator.clipboard.writeText([...document.querySelectorAll('#%s span')].map(e => e.innerText).join(' '))"
 )
@@ -76,7 +76,7 @@ EDIT_JS = """() => {
     editing || texts[0]?.focus();
     return [editing ? JSON.stringify(texts.map(e => e.innerText)) : '', null];
 }"""
-SPEAK_JS, SILENT_JS = "(model) => { viskaSpeak(model) }", "() => { viskaStop() }"
+SPEAK_JS, SILENT_JS = "(model) => { viskaSpeak(model); return [model] }", "() => { viskaStop() }"
 Source = tuple[Path | str, str]  # a file, or a video's address, and what is known to be said in it
 Update = dict[Any, Any]  # new values by component
 
@@ -172,7 +172,7 @@ def build_transcribe_tab(
     for event, source, handler in ways:
         queued = event(view.show_waiting, None, [view.status, view.stop], **UNQUEUED)
         running.append(queued.then(handler, [*source, *chosen], view.outputs, **how))
-    microphone.start_recording(None, chosen[0], None, js=SPEAK_JS, **UNQUEUED)
+    microphone.start_recording(view.show_listening, chosen[0], view.outputs, js=SPEAK_JS, **UNQUEUED)
     for end in (microphone.pause_recording, microphone.stop_recording):
         end(None, None, None, js=SILENT_JS, **UNQUEUED)
     view.stop.click(view.show_stopped, None, [view.status, view.stop], cancels=running, **UNQUEUED)
@@ -207,7 +207,7 @@ def example_buttons(examples: Sequence[Example]) -> list[tuple[gr.Button, Exampl
     """A button an example, which says what is said in it."""
     if not examples:
         return []
-    with gr.Group(elem_id="examples"):
+    with gr.Column(elem_id="examples"):
         gr.Markdown(localized("examples"))
         return [(gr.Button(f"▸ {example.text}", size="sm"), example) for example in examples]
 
@@ -301,6 +301,12 @@ class TranscriptionView:
 
     def show_stopped(self, request: gr.Request) -> tuple[str, dict]:
         return status_html(translate(request_language(request), "stopped")), HIDDEN
+
+    def show_listening(self, name: str, request: gr.Request) -> Update:
+        """Nothing of what was before, while page.js writes what is being said."""
+        language = request_language(request)
+        update = self.show_start([name], language, ("", ""))
+        return update | {self.status: status_html(translate(language, "listening"))}
 
     def show_failure(self, language: str) -> Update:
         return {self.status: status_html(translate(language, "failed")), self.stop: HIDDEN}

@@ -40,6 +40,7 @@ ENGLISH = {
     "ready": "The text will appear here.",
     "waiting": "Waiting in the queue …",
     "place": "Waiting: number {place} in the queue, about {seconds} s …",
+    "listening": "Listening: the text follows while you speak, and is made anew at the end.",
     "queue_full": "The queue is full: try again in a minute.",
     "loading": "Loading the model …",
     "fetching": "Fetching the model from its store … {percent} %",
@@ -107,6 +108,7 @@ SWEDISH = {
     "ready": "Texten kommer att stå här.",
     "waiting": "Väntar på tur …",
     "place": "Väntar: nummer {place} i kön, omkring {seconds} s …",
+    "listening": "Lyssnar: texten följer medan du talar och görs om till slut.",
     "queue_full": "Kön är full: försök igen om en minut.",
     "loading": "Laddar modellen …",
     "fetching": "Hämtar modellen från fjärrlagringen … {percent} %",
@@ -158,7 +160,10 @@ SWEDISH_ERRORS = {
     "{} lasts {}, longer than {}, the most that is transcribed at once: cut it into shorter files": (
         "{} är {} lång, mer än {}, det mesta som transkriberas på en gång: dela den i kortare filer"
     ),
-    "you have spoken for as long as a recording may last": "du har talat så länge som en inspelning får vara",
+    "this is more audio than may come at once, or than a recording may last": (
+        "det här är mer ljud än som får komma på en gång, eller än en inspelning får vara"
+    ),
+    "one piece of audio at a time": "ett stycke ljud i taget",
     "nobody speaks under this id: begin anew": "ingen talar under det här id:t: börja om",
     "audio may have {} to {} samples a second": "ljud får ha {} till {} värden per sekund",
     "the audio is no base64 of 16-bit samples": "ljudet är inte base64 av värden med 16 bitar",

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from stages.asr.clips import SPLITS, Clip, Drop, write_clips, write_rows
-from stages.corpora import common_voice, folder, synthetic
+from stages.corpora import common_voice, folder, hub, synthetic
 from stages.corpora.selection import possible_ids
 from stages.params import Download, load_params
 from stages.runtime.errors import UserError
@@ -58,6 +58,8 @@ def collect_corpus(settings: Download, raw: Path, processes: int) -> tuple[dict[
         return synthetic.collect(settings.synthetic, raw, processes)
     if settings.corpus == "common_voice":
         return common_voice.collect(settings.common_voice, raw, processes)
+    if settings.corpus == "hub":
+        return hub.collect(settings.hub, raw, processes)
     return folder.collect(settings.folder, raw, processes)
 
 

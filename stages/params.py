@@ -129,12 +129,38 @@ Reason = Annotated[str, Field(pattern=r"^[\w ,'-]+$")]  # a key of counts
 ClipId = Annotated[str, Field(min_length=1)]
 
 
+class HubSplit(Section):
+    splits: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    limit: Count | None
+
+
+class Hub(Section):
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    config: Annotated[str, Field(min_length=1)] | None
+    audio: Annotated[str, Field(min_length=1)]
+    text: Annotated[str, Field(min_length=1)]
+    speaker: Annotated[str, Field(min_length=1)] | None
+    train: HubSplit
+    validation: HubSplit
+    test: HubSplit
+    min_seconds: Annotated[float, Field(ge=0)]
+    max_seconds: Annotated[float, Field(gt=0)]
+
+
 class Download(Section):
-    corpus: Literal["synthetic", "common_voice", "folder"]
+    corpus: Literal["synthetic", "common_voice", "folder", "hub"]
     drop: dict[Reason, list[ClipId]]
     synthetic: Synthetic
     common_voice: CommonVoice
     folder: Folder
+    hub: Hub
+
+    @model_validator(mode="after")
+    def hub_is_pinned(self) -> Self:
+        if self.corpus == "hub" and self.hub.revision is None:
+            raise ValueError("hub.revision must be the data set's commit; `tools.recipe set --pin` looks it up")
+        return self
 
 
 class Featurize(Section):
@@ -142,6 +168,10 @@ class Featurize(Section):
     dtype: Literal["uint8", "float16"]
     max_seconds: Annotated[float, Field(gt=0, le=30)]
     clips_per_shard: Count
+
+
+# Kinds of linear layers in Whisper: of attention, and of the two feed-forward layers after it.
+LinearLayer = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
 class SpecAugment(Section):
@@ -176,6 +206,20 @@ class LabelText(Section):
     final_full_stop: Literal["keep", "remove"]
 
 
+class Lora(Section):
+    rank: Annotated[int, Field(ge=0, le=1024)]
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Probability
+    targets: Annotated[list[LinearLayer], Field(min_length=1)]
+
+
+def check_frozen(value: object) -> object:
+    """What of the encoder stays as it is; raises ValueError."""
+    if value in (None, "encoder") or (type(value) is int and value > 0):
+        return value
+    raise ValueError("must be null, encoder, or a number of the encoder's lower layers")
+
+
 class Train(Section):
     seed: Seed
     context: Literal["clip", "full"]
@@ -185,6 +229,7 @@ class Train(Section):
     timestamp_share: Share
     prompt_share: Share
     batch_size: Count
+    batch_seconds: Annotated[float, Field(gt=0)] | None
     gradient_accumulation: Count
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     schedule: Literal["linear", "cosine", "constant"]
@@ -198,8 +243,11 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     max_grad_norm: Annotated[float, Field(gt=0)]
-    precision: Literal["fp32", "bf16", "fp16"]
-    gradient_checkpointing: bool
+    optimizer: Literal["adamw", "adamw_8bit"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    gradient_checkpointing: Literal["none", "full_windows", "all"]
+    freeze: Annotated[Literal["encoder"] | int | None, BeforeValidator(check_frozen)]
+    lora: Lora
     max_label_tokens: Annotated[int, Field(ge=8, le=448)]
     generation_max_tokens: Annotated[int, Field(ge=8, le=448)]
     text: LabelText
@@ -217,6 +265,12 @@ class Train(Section):
     def one_length(self) -> Self:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("exactly one of max_steps and epochs must be null")
+        return self
+
+    @model_validator(mode="after")
+    def ctc_has_something_to_teach(self) -> Self:
+        if self.freeze == "encoder" and self.ctc_weight:
+            raise ValueError("ctc_weight teaches the encoder, which freeze keeps as it is: set it to 0")
         return self
 
     @model_validator(mode="after")
@@ -247,6 +301,7 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
 
 
 class Compute(Section):
+    gpus: Literal["auto"] | Count
     processes: Count | None
     decode_batch_size: Count
     loader_workers: Annotated[int, Field(ge=0)]

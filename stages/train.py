@@ -1,6 +1,7 @@
 """Train and validation shards + models/pretrained -> models/tuned, and the curves of how it went."""
 
 import os
+import platform
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from stages.asr.augmentation import AugmentOptions
 from stages.asr.batches import ClipDataset, Variation
 from stages.asr.clips import Drop, write_rows
-from stages.asr.device import best_device
+from stages.asr.device import best_device, choose_precision
 from stages.asr.labels import LabelStyle
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.model import SpeechModel, check_fit, folder_digest, load_model, save_model
@@ -20,17 +22,20 @@ from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import json_text, write_json
+from stages.runtime.progress import note
 from stages.training.checkpoints import PARTS, Checkpoint, CheckpointManager, LocalCheckpoints, locked, prune
+from stages.training.libraries import check_libraries
 from stages.training.metrics import RunningMetrics, compared
 from stages.training.mirror import Mirror
 from stages.training.pruning import remove_stale_results
+from stages.training.ranks import current_ranks, joined_ranks, ranks_to_start, run_ranks
 from stages.training.resume import find_start, is_recorded
 from stages.training.run import describe_run
 from stages.training.trackers import TrackedRun, check_installed, open_trackers
 from stages.training.trainer import SpeechTrainer, regularisation, weights_of
 
 PATH = click.Path(path_type=Path)
-RESULT = "result.json"  # in a run's folder: its metrics, where other weights than an evaluation's may be the result
+RESULT = "result.json"  # in a run's folder: its metrics, where they are not those of an evaluation alone
 
 
 @click.command()
@@ -53,10 +58,17 @@ def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
     """Fine-tune the base model; keep the weights with the lowest validation WER. Goes on where a run was stopped."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its sums differ; read when CUDA starts
     values = load_params(params)
-    remove_stale_results(repository())
+    if count := ranks_to_start(values.compute.gpus):
+        run_ranks(count)
+        return
     for name in ("checkpoints", "trackers"):
         paths[name] = repository() / paths[name]
-    result = train(values.train, values.compute, values.checkpoints, Paths(**paths), fresh, adopt)
+    with joined_ranks() as ranks:
+        if not ranks.leads:
+            assist(values.train, values.compute, Paths(**paths))
+            return
+        remove_stale_results(repository())
+        result = train(values.train, values.compute, values.checkpoints, Paths(**paths), fresh, adopt)
     which = f"({result['weights']})" if "weights" in result else f"at step {result['best_step']} of {result['steps']}"
     click.echo(f"validation WER {result['validation_wer']:.1f} % {which}")
 
@@ -92,22 +104,22 @@ def train(
 ) -> dict[str, Any]:
     """Train, and write everything that ``paths`` names; returns what ``metrics`` and ``details`` hold.
 
-    fresh: pass over every checkpoint. adopt: the name, or its beginning, of another run to go on from. Raises UserError
-    where a tracker's library is missing, the features do not fit the model, no clip is left, the loss leaves the finite
-    numbers, the memory or the disk is full, or a checkpoint is there that fits in part only and nobody has said what to
-    do with it.
+    fresh: pass over every checkpoint. adopt: the name, or its beginning, of another run to go on from. Of several ranks
+    this is rank 0, which the others ``assist``. Raises UserError where a tracker's library is missing, the features do
+    not fit the model, no clip is left, the loss leaves the finite numbers, the memory or the disk is full, or a
+    checkpoint is there that fits in part only and nobody has said what to do with it.
     """
     check_installed(compute.report_to)
-    device = best_device()
-    model = load_model(paths.pretrained, device, **regularisation(settings))
-    if settings.interpolate and model.untrained:
-        raise UserError("train.interpolate mixes the base's weights in, and this base is untrained: set it to []")
-    model.context, model.untrained = settings.context, False
-    model.margin = round(settings.margin_seconds * FRAMES_PER_SECOND)
-    model.whisper.generation_config.max_length = settings.generation_max_tokens
+    check_libraries(settings)
+    device, ranks, automatic = best_device(), current_ranks(), settings.precision == "auto"
+    settings = with_precision(settings, device)
+    if automatic:
+        note(f"train.precision: auto is {settings.precision} here")
+    model = load_base(settings, paths, device)
     clips, validation = load_clips(model, settings, paths)
+    write_drops(clips, validation, paths)
     shards = [paths.train_shards, paths.validation]
-    run = describe_run(settings.model_dump(mode="json"), shards, folder_digest(paths.pretrained), __name__, device)
+    run = describe_run(settings, shards, folder_digest(paths.pretrained), __name__, device, ranks.count)
     local = LocalCheckpoints(paths.checkpoints)
     folder = local.folder(run.name)
     with locked(folder):
@@ -118,20 +130,53 @@ def train(
             prune(folder, 0)
             start = None
         write_json(folder / PARTS, run.parts)
+        ranks.share(start)
         manager = CheckpointManager(folder, keep.local, mirror)
         trainer = SpeechTrainer(model, clips, validation, settings, compute, manager, paths.curves)
         trainer.add_callback(RunningMetrics(trainer.best, paths.metrics))
         with open_trackers(compute.report_to, TrackedRun(run, paths.trackers), paths.curves) as trackers:
             trainer.add_callback(trackers)
             trainer.run(start)
-            result = finish(trainer, paths, folder)
+            result = finish(trainer, paths, folder, automatic)
         local.remove_finished(spare=run.name)
     return result
 
 
+def assist(settings: Train, compute: Compute, paths: Paths) -> None:
+    """Train as a rank other than 0, once that has the run: from where it starts, and writing nothing."""
+    start = current_ranks().share(None)
+    if start and not start.checkpoint.folder.exists():
+        raise UserError(f"{start.checkpoint.folder} is not on {platform.node()}: all machines need one shared folder")
+    device = best_device()
+    settings = with_precision(settings, device)
+    model = load_base(settings, paths, device)
+    manager = CheckpointManager(paths.checkpoints, 0)
+    SpeechTrainer(model, *load_clips(model, settings, paths), settings, compute, manager, paths.curves).run(start)
+
+
+def with_precision(settings: Train, device: torch.device) -> Train:
+    """The settings with the device's own precision where it is to be chosen."""
+    return (
+        settings
+        if settings.precision != "auto"
+        else settings.model_copy(update={"precision": choose_precision(device)})
+    )
+
+
+def load_base(settings: Train, paths: Paths, device: torch.device) -> SpeechModel:
+    """The model to start from, as training wants it."""
+    model = load_model(paths.pretrained, device, **regularisation(settings))
+    if settings.interpolate and model.untrained:
+        raise UserError("train.interpolate mixes the base's weights in, and this base is untrained: set it to []")
+    model.context, model.untrained = settings.context, False
+    model.margin = round(settings.margin_seconds * FRAMES_PER_SECOND)
+    model.whisper.generation_config.max_length = settings.generation_max_tokens
+    return model
+
+
 def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipDataset, ClipDataset]:
-    """Train's and validation's clips; lists those whose labels are too long or empty."""
-    clips, drops = [], []
+    """Train's and validation's clips."""
+    clips = []
     style = LabelStyle(**settings.text.model_dump())
     augment = AugmentOptions(**settings.augment.model_dump())
     variation = Variation(augment, settings.timestamp_share, settings.prompt_share, settings.seed)
@@ -139,13 +184,21 @@ def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipD
         shards = Shards(folder)
         check_fit(model, shards, folder)
         clips.append(ClipDataset(shards, model, settings.max_label_tokens, style, variation))
-        drops += [Drop(folder.name, clip, reason) for clip, reason in clips[-1].dropped.items()]
         if not len(clips[-1]):
             if "label too long" not in clips[-1].dropped.values():
                 raise UserError(f"no text of {folder} has anything to teach: see train.text, and the clips' texts")
             raise UserError(f"no clip of {folder} has a label within train.max_label_tokens: raise it")
-    write_rows(paths.dropped, Drop, drops)
     return clips[0], clips[1]
+
+
+def write_drops(clips: ClipDataset, validation: ClipDataset, paths: Paths) -> None:
+    """List the clips whose labels are too long or empty."""
+    splits = ((paths.train_shards, clips), (paths.validation, validation))
+    write_rows(
+        paths.dropped,
+        Drop,
+        [Drop(folder.name, clip, reason) for folder, data in splits for clip, reason in data.dropped.items()],
+    )
 
 
 def is_done(checkpoint: Checkpoint, paths: Paths) -> bool:
@@ -157,10 +210,11 @@ def is_done(checkpoint: Checkpoint, paths: Paths) -> bool:
     return is_recorded(paths.metrics, text)
 
 
-def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path) -> dict[str, Any]:
-    """Write the best weights and the metrics, and make room."""
+def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path, automatic: bool) -> dict[str, Any]:
+    """Write the best weights and the metrics, the precision among them where it was chosen here, and make room."""
     chosen, wers = trainer.take_best(lambda: weights_of(load_model(paths.pretrained).whisper))
-    metrics = compared(chosen.wer, trainer.best.step)
+    metrics: dict[str, Any] = compared(chosen.wer, trainer.best.step)
+    metrics |= {"precision": trainer.settings.precision} if automatic else {}
     trainer.parent.check()
     shutil.rmtree(paths.tuned, ignore_errors=True)
     save_model(trainer.speech_model, paths.tuned)
@@ -173,6 +227,7 @@ def finish(trainer: SpeechTrainer, paths: Paths, run_folder: Path) -> dict[str, 
         metrics |= {"pruned": state.step}  # for whoever compares it with runs to the end
     if len(wers) > 1:
         details |= {"weights": chosen.name, "candidates": {name: round(rate, 2) for name, rate in wers.items()}}
+    if len(wers) > 1 or automatic:
         write_json(run_folder / RESULT, metrics)
     write_json(paths.metrics, metrics)
     write_json(paths.details, details)

@@ -1,10 +1,13 @@
 """Fixtures that several tests share: real parts, tiny, made offline in a moment."""
 
+import fcntl
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before Hugging Face's libraries are imported: no test reaches for the Hub
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on several
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +20,21 @@ from stages.params import load_params
 from stages.pretrained import pretrained
 from tests.support.drive import Drive, serve_drive
 from tests.support.material import TINY, allow, sounds, write_params, write_shards
+from tests.support.repository import finish_pipeline
+
+LONGEST = ("test_pipeline", "test_resume", "test_mirror", "test_sweep")  # begins with those that take longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files begin first, so that the workers end together."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what all imports left, for each training and each test's end collects garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -43,6 +61,26 @@ def tiny(tmp_path_factory, shards_folder) -> Path:
     whisper = load_params(write_params(folder / "params.yaml", TINY)).whisper
     pretrained(whisper, shards_folder, folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory) -> Path:
+    """A repository in which the whole pipeline has run, made once for all of pytest's workers; copy it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (base / "pipeline.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder, made = base / "pipeline/repo", base / "pipeline/made"
+        if not made.exists():
+            finish_pipeline(folder)
+            made.touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(pipeline, tmp_path_factory) -> Path:
+    """The module's own copy of it."""
+    return shutil.copytree(pipeline, tmp_path_factory.mktemp("finished") / "repo", symlinks=True)
 
 
 @pytest.fixture

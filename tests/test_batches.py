@@ -1,3 +1,4 @@
+import random
 import statistics
 from itertools import chain, pairwise
 
@@ -25,6 +26,17 @@ class Clips(ClipDataset):
 
     def frames(self, epoch: int | None = None) -> list[int]:
         return self.lengths
+
+    def most_frames(self) -> list[int]:
+        return self.lengths
+
+
+class VaryingClips(Clips):
+    """Clips that come to have less than their given lengths, others in each epoch."""
+
+    def frames(self, epoch: int | None = None) -> list[int]:
+        draw = random.Random(epoch)
+        return [max(length - 50 * draw.randrange(4), 50) for length in self.lengths]
 
 
 def batches(epoch: int = 0, seed: int = 1, max_tokens: int = 448, **batching) -> list[list[BatchItem]]:
@@ -294,3 +306,69 @@ def test_clips_of_a_batch_are_of_like_length():
 def test_long_and_short_batches_come_mixed():
     lengths = [batch[0].n_frames for batch in batches()]
     assert np.corrcoef(lengths[:-1], lengths[1:])[0, 1] < 0.3
+
+
+@pytest.mark.parametrize("n_clips", [1000, 1001, 1007, 961, 5])
+@pytest.mark.parametrize(("ranks", "accumulation"), [(2, 1), (2, 4), (3, 2)])
+def test_ranks_share_the_steps_that_one_process_has(n_clips, ranks, accumulation):
+    """Each rank as many batches as the others, each clip once, and the same clips and padding a step."""
+
+    def steps(accumulation: int, **rank: int) -> list[list[list[BatchItem]]]:
+        batching = Batching(4, 2000, 0.3, 0.5, accumulation, **rank)
+        sampler = LengthBucketSampler(Clips((2 * LENGTHS)[:n_clips]), batching, 1)
+        sampler.set_epoch(3)
+        given = [*sampler]
+        assert len(given) == len(sampler)
+        return [given[start : start + accumulation] for start in range(0, len(given), accumulation)]
+
+    alone = steps(accumulation * ranks)
+    shares = [steps(accumulation, ranks=ranks, rank=rank) for rank in range(ranks)]
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert len({len(part) for part in parts}) == 1
+        assert sorted(chain(*chain(*parts))) == sorted(chain(*whole))
+    assert all(batch for share in shares for step in share[:-1] for batch in step)
+    clips = sorted(chain.from_iterable(numbers(batch) for share in shares for step in share for batch in step))
+    assert clips == [*range(n_clips)]
+
+
+def test_a_batch_without_clips_is_empty():
+    assert {name: len(values) for name, values in collate([]).items()} == {
+        "input_features": 0,
+        "decoder_input_ids": 0,
+        "labels": 0,
+    }
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(("full_share", "filled_share"), [(0.0, 0.0), (0.2, 0.5), (1.0, 0.5)])
+def test_seconds_bound_a_batch_and_each_epoch_has_every_clip_once_in_as_many_batches(
+    accumulation, full_share, filled_share
+):
+    clips, most = VaryingClips(LENGTHS), 12_000
+    batching = Batching(64, 2000, full_share, filled_share, accumulation, most_frames=most)
+    sampler = LengthBucketSampler(clips, batching, 1)
+    counts, orders = [], []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        found, lengths = list(sampler), clips.frames(epoch)
+        assert found == list(sampler)
+        assert len(found) == len(sampler)
+        assert sorted(chain.from_iterable(map(numbers, found))) == [*range(1000)]
+        for batch in found:
+            assert len(batch) <= 64 and sum(item.n_frames for item in batch) <= most
+            assert all(sum(lengths[place] for place in item.places) <= item.n_frames for item in batch)
+        steps = [found[at : at + accumulation] for at in range(0, len(found), accumulation)]
+        assert all(len({item.n_frames for batch in step for item in batch}) == 1 for step in steps)
+        counts.append(sum(step[0][0].n_frames == 2000 for step in steps))
+        orders.append([*map(numbers, found)])
+        used = sum(sum(item.n_frames for item in batch) for batch in found[:-accumulation]) / most
+        assert full_share or used > 0.7 * (len(found) - accumulation)
+    assert len({*map(str, orders)}) == 4
+    if full_share < 1:
+        assert min(counts) >= full_share * len(steps) * 0.8 and max(counts) <= full_share * len(steps) * 1.2 + 5
+    assert max(map(len, found)) == 6 if full_share == 1 else max(map(len, found)) >= 20
+
+
+def test_seconds_too_few_for_a_clip_leave_it_alone():
+    sampler = LengthBucketSampler(Clips([200, 100, 100]), Batching(8, 200, most_frames=150), 1)
+    assert sorted(map(numbers, sampler), key=str) == [[0], [1], [2]]

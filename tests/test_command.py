@@ -53,7 +53,7 @@ def test_a_stop_during_work_is_told_in_one_line(settings, tmp_path, stop, status
 
 @STOPS
 def test_a_stop_of_a_pool_is_told_in_one_line(settings, tmp_path, stop, status, line):
-    raw = write_raw(tmp_path / "raw", {f"c{number}": speech(0.5) for number in range(600)})
+    raw = write_raw(tmp_path / "raw", dict.fromkeys((f"c{number}" for number in range(600)), speech(0.5)))
     arguments = ["--params", settings({"compute.processes": 2}), "--clips", raw, "--shards", tmp_path / "shards"]
     with Stage(tmp_path, "featurize", *arguments, "--details", tmp_path / "d.json") as stage:
         stage.wait_for("raw:   0%")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.asr.device import autocast, best_device, explain_out_of_memory, half_precision
+from stages.asr.device import autocast, best_device, choose_precision, explain_out_of_memory, half_precision
 from stages.runtime.errors import UserError
 from tests.support.material import compiled_for_cuda
 
@@ -26,6 +26,17 @@ def test_half_precision_is_the_devices_own(monkeypatch):
             torch.cuda, "is_bf16_supported", lambda including_emulation=True, own=own: own or including_emulation
         )
         assert half_precision(torch.device("cuda")) == dtype
+        assert choose_precision(torch.device("cuda")) == ("bf16" if own else "fp16")
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "precision"), [(True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")]
+)
+def test_a_processor_is_trained_on_in_bf16_where_it_computes_in_it(monkeypatch, avx512, amx, precision):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert choose_precision(torch.device("cpu")) == precision
+    assert choose_precision(torch.device("mps")) == "fp32"
 
 
 def test_autocast_is_for_a_dtype_and_for_none_nothing():

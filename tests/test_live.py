@@ -75,14 +75,23 @@ def test_nobody_begins_while_others_wait(speakers):
         speak(speakers)
 
 
-def test_nobody_speaks_under_anothers_id_nor_for_ever(speakers):
+def test_nobody_speaks_under_anothers_id_nor_twice_at_once_nor_for_ever(speakers):
     own = speak(speakers)
+    with speakers.speakers[own].lock, pytest.raises(UserError, match="one piece of audio at a time"):
+        speak(speakers, own)
     with pytest.raises(UserError, match="begin anew"):
         speak(speakers, own, client="10.0.0.2")
     for _ in range(2):
         speak(speakers, own)
-    with pytest.raises(UserError, match="as long as a recording may last"):
+    with pytest.raises(UserError, match="more audio than"):
         speak(speakers, own)
+    assert own not in speakers.speakers
+
+
+def test_a_model_that_there_is_not_leaves_no_speaker(speakers):
+    with pytest.raises(UserError, match="there is no model nobody"):
+        speakers.hear("", SILENCE, RATE, "nobody", False, "10.0.0.1")
+    assert not speakers.speakers
 
 
 @pytest.mark.parametrize("audio", ["", "AAA", "å", "AAAA AAAA", base64.b64encode(b"odd").decode()])

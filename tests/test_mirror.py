@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from stages.training import mirror
 from stages.training.mirror import RemoteCheckpoints
 from tests.support.clones import Clone
 from tests.support.material import write_params
 from tests.support.repository import with_store
 from tests.support.training import SETTINGS, Training, make_place, newest, results, start, wait_for
 
-LONG = SETTINGS | {"train.max_steps": 400, "train.eval_every": 100, "train.save_every": 20}
+LONG = SETTINGS | {"train.max_steps": 240, "train.eval_every": 120, "train.save_every": 20}
+LONG |= {"train.gradient_accumulation": 1}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_another_clone_goes_on_and_ends_in_the_same_bytes(place, killed, reposit
     begin, unique = killed
     step = int(arrived(repository)[-1].name[5:13])
     assert begin("b").wait() == 0
-    assert f"at step {step} of 400" in log(place, unique, "b")
+    assert f"at step {step} of 240" in log(place, unique, "b")
     assert results(place, f"{unique}b") == results(place, "whole")
     assert not list((repository.parent / "store").rglob("*.zip"))  # the run is finished
     assert not (repository.parent / "store/files").exists()  # nothing among DVC's own objects
@@ -96,11 +98,33 @@ def test_a_run_of_another_machine_is_neither_taken_nor_passed_over_in_silence(pl
 
 def test_a_remote_that_is_down_gives_one_warning_and_the_same_bytes(place, run, repository):
     begin, unique = run
-    (repository.parent / "store").write_text("a file where the remote's folder should be")
-    assert begin("a").wait() == 0
+    store = repository.parent / "store"
+    store.write_text("a file where the remote's folder should be")
+    process = begin("a")
+    wait_for(process, lambda: (place / f"{unique}a/details.json").exists())  # which is written last
+    store.unlink()  # else the end would be waited for in vain, as the next test does in no time
+    assert process.wait() == 0
     assert log(place, unique, "a").count("warning:") == 1
     assert "training goes on without it" in log(place, unique, "a")
     assert results(place, f"{unique}a") == results(place, "whole")
+
+
+@pytest.mark.parametrize("warned", [False, True])
+def test_an_uploader_that_reaches_nothing_gives_up_with_one_warning_in_a_run(
+    repository, tmp_path, monkeypatch, capsys, warned
+):
+    (repository.parent / "store").write_text("a file where the remote's folder should be")
+    monkeypatch.setattr(mirror, "PAUSE", 0)
+    outbox = tmp_path / "run" / mirror.OUTBOX
+    (outbox / "step-00000020").mkdir(parents=True)
+    uploader = mirror.Uploader(repository, "store", tmp_path / "run", 1, warned)
+    uploader.start()
+    uploader.tell("step-00000020")
+    while list(outbox.iterdir()):
+        uploader.join(0.001)
+    uploader.tell(mirror.FINISHED)
+    uploader.join()
+    assert capsys.readouterr().err.count("warning:") == (not warned)
 
 
 def test_copies_are_listed_newest_first_and_superseded_ones_go(killed, repository, tmp_path):

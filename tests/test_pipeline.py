@@ -17,21 +17,8 @@ from ruamel.yaml import YAML
 
 from tests.support.material import ROOT
 from tests.support.process import PATIENCE
-from tests.support.repository import TINY, commit, copy_repository, environment, run, set_params
+from tests.support.repository import commit, environment, run, set_params
 from tools.report.terminal import NEXT
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A repository in which the pipeline has run and was committed and pushed to a local remote; do not change it."""
-    folder = copy_repository(tmp_path_factory.mktemp("viska") / "repo")
-    set_params(folder, TINY)
-    run(folder, "git", "init", "-q", "-b", "main")
-    run(folder, "dvc", "remote", "add", "-d", "local", str(folder.parent / "remote"))
-    run(folder, "dvc", "repro")
-    commit(folder)
-    run(folder, "dvc", "push")
-    return folder
 
 
 @pytest.fixture
@@ -41,10 +28,19 @@ def clone(finished, tmp_path) -> Path:
     return tmp_path / "repo"
 
 
+@pytest.fixture(scope="module")
+def pulled_once(finished, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pulled")
+    run(folder, "git", "clone", "-q", str(finished), "repo")
+    run(folder / "repo", "dvc", "pull")
+    return folder / "repo"
+
+
 @pytest.fixture
-def pulled(clone) -> Path:
-    run(clone, "dvc", "pull")
-    return clone
+def pulled(pulled_once) -> Iterator[Path]:
+    """A clone with all that was pushed; what a test changes in files of Git is taken back."""
+    yield pulled_once
+    run(pulled_once, "git", "checkout", "-q", ".")
 
 
 def scores(folder: Path, name: str) -> dict:
@@ -74,14 +70,13 @@ def test_raw_audio_is_in_no_commit(finished):
     assert "data/raw/" not in run(finished, "git", "ls-files")
 
 
-def test_a_clone_pulls_everything_but_raw_audio_and_runs_nothing(clone, finished):
-    run(clone, "dvc", "pull")
+def test_a_clone_pulls_everything_but_raw_audio_and_runs_nothing(pulled, finished):
     for out in ("data/features", "models/pretrained", "models/tuned", "data/transcripts", "data/dropped.tsv"):
         for path in sorted((finished / out).rglob("*")) or [finished / out]:
             if path.is_file() and path.name != ".gitignore":
-                assert (clone / path.relative_to(finished)).read_bytes() == path.read_bytes()
-    assert "Running stage" not in run(clone, "dvc", "repro", "--pull")
-    assert not (clone / "data/raw").exists()
+                assert (pulled / path.relative_to(finished)).read_bytes() == path.read_bytes()
+    assert "Running stage" not in run(pulled, "dvc", "repro", "--pull")
+    assert not (pulled / "data/raw").exists()
 
 
 def test_what_shapes_no_result_reruns_nothing(pulled):
@@ -94,56 +89,38 @@ def test_forced_rerun_gives_the_same_bytes(clone):
     assert run(clone, "git", "status", "--porcelain") == ""
 
 
-def experiment(folder: Path, *options: str) -> str:
-    """Run an experiment with another learning rate and decay; returns what DVC printed."""
-    change = ["-n", "trial", "-S", "train.learning_rate=1e-5", "-S", "train.weight_decay=0.1", "--allow-missing"]
-    return run(folder, "dvc", "exp", "run", *change, *options)
+CHANGE = ("-S", "train.weight_decay=0.1", "--allow-missing")
 
 
-def check_experiment(folder: Path, printed: str) -> None:
+def check_experiment(folder: Path, name: str, rate: float, printed: str) -> None:
     """It ran train and the evaluation of its result, is shown, and its commit holds no raw clip."""
     ran = {line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage '")}
     assert ran == {"train", "evaluate@tuned"}
-    (line,) = [line for line in run(folder, "git", "show-ref").splitlines() if line.endswith("/trial")]
-    files = run(folder, "git", "ls-tree", "-r", "--name-only", line.split()[0]).splitlines()
+    commit = experiment_commit(folder, name)
+    files = run(folder, "git", "ls-tree", "-r", "--name-only", commit).splitlines()
     assert "dvc.lock" in files and not [file for file in files if file.startswith("data/raw/")]
-    check_table(folder)
-    assert "learning_rate" in run(folder, "dvc", "params", "diff", "HEAD", line.split()[0])
+    check_table(folder, name, rate)
+    assert "learning_rate" in run(folder, "dvc", "params", "diff", "HEAD", commit)
 
 
-def check_table(folder: Path) -> None:
+def experiment_commit(folder: Path, name: str) -> str:
+    (line,) = [line for line in run(folder, "git", "show-ref").splitlines() if line.endswith(f"/{name}")]
+    return line.split()[0]
+
+
+def check_table(folder: Path, name: str, rate: float) -> None:
     """The README's table of experiments: within 100 columns, the WER first and what was changed last, with values."""
     (shown,) = re.findall(r"^dvc exp show.*?(?=  #|$)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     assert shown in NEXT  # which `make repro` ends with
     table = run(folder, *shlex.split(shown)).splitlines()
     assert max(map(len, table)) <= 100
     (header,) = (line.split() for line in table if line.split()[:1] == ["Experiment"])
-    (trial,) = (line.split() for line in table if "[trial]" in line)
+    (trial,) = (line.split() for line in table if f"[{name}]" in line)
     values = dict(zip(reversed(header), reversed(trial), strict=False))  # its name and state are of several words
+    tuned = json.loads(run(folder, "git", "show", f"{experiment_commit(folder, name)}:metrics/evaluate/tuned.json"))
     assert header[1:] == ["wer", "wer_stressed", "train.learning_rate", "train.weight_decay"]
-    assert float(values["wer"]) == pytest.approx(trial_scores(folder)["wer"], rel=1e-4)  # DVC rounds to five digits
-    assert float(values["train.learning_rate"]) == 1e-5
-
-
-def trial_scores(folder: Path) -> dict:
-    (commit,) = (line.split()[0] for line in run(folder, "git", "show-ref").splitlines() if line.endswith("/trial"))
-    return json.loads(run(folder, "git", "show", f"{commit}:metrics/evaluate/tuned.json"))
-
-
-def test_experiment_in_the_workspace(finished, pulled):
-    shutil.copytree(finished / "data/raw", pulled / "data/raw")  # something for its commit to leave out
-    check_experiment(pulled, experiment(pulled))
-    assert "1e-05" in run(pulled, "dvc", "params", "diff")
-
-
-def test_experiment_in_a_folder_of_its_own(pulled):
-    check_experiment(pulled, experiment(pulled, "--temp"))
-
-
-def test_experiment_from_the_queue(pulled):
-    experiment(pulled, "--queue")
-    run(pulled, "dvc", "exp", "run", "--run-all")
-    check_experiment(pulled, run(pulled, "dvc", "queue", "logs", "trial"))
+    assert float(values["wer"]) == pytest.approx(tuned["wer"], rel=1e-4)  # DVC rounds to five digits
+    assert float(values["train.learning_rate"]) == rate
 
 
 def processes(folder: Path) -> Iterator[psutil.Process]:
@@ -158,13 +135,12 @@ def processes(folder: Path) -> Iterator[psutil.Process]:
 def trainers(folder: Path) -> Iterator[psutil.Process]:
     """Trainings that have saved a checkpoint."""
     holders = {(path.parent / "lock").read_text() for path in folder.glob("models/checkpoints/*/step-*")}
-    return (process for process in processes(folder) if str(process.pid) in holders)
+    return (process for process in (processes(folder) if holders else ()) if str(process.pid) in holders)
 
 
-def begin_workers(folder: Path) -> None:
+def begin_workers(folder: Path, *command: str) -> None:
     """They stay after the command, and would hold a pipe open."""
     with (folder.parent / "workers.log").open("w") as log:
-        command = ["dvc", "queue", "start", "-j", "2"]
         subprocess.run(command, cwd=folder, env=environment(folder), stdout=log, stderr=log, check=True)
 
 
@@ -174,60 +150,66 @@ def kill(folder: Path) -> None:
             process.kill()
 
 
-def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(pulled):
+def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(clone):
+    run(clone, "dvc", "pull")
+    set_params(clone, {"train.max_steps": 60, "train.eval_every": 20, "train.save_every": 20})
+    commit(clone)
+
     def queue() -> list[str]:
-        grid = ["train.learning_rate=1e-5,3e-5", "train.max_steps=100", "train.eval_every=10", "train.save_every=10"]
-        change = [word for value in grid for word in ("-S", value)]
-        return re.findall(
-            r"experiment '(.+?)'", run(pulled, "dvc", "exp", "run", "--queue", "--allow-missing", *change)
-        )
+        printed = run(clone, "dvc", "exp", "run", "--queue", "-S", "train.learning_rate=1e-5,3e-5", *CHANGE)
+        return re.findall(r"experiment '(.+?)'", printed)
 
     names = queue()
     assert len(names) == 2
-    begin_workers(pulled)
+    begin_workers(clone, "dvc", "queue", "start", "-j", "2")
     caught, end = set(), time.monotonic() + 5 * PATIENCE
     while len(caught) < 2:
-        assert time.monotonic() < end, run(pulled, "dvc", "queue", "status")
-        for trainer in trainers(pulled):
+        assert time.monotonic() < end, run(clone, "dvc", "queue", "status")
+        time.sleep(0.01)  # leaves them the processor
+        for trainer in trainers(clone):
             trainer.suspend()  # so that it waits for the other one
             caught.add(trainer.pid)
-    rows = csv.DictReader(run(pulled, "dvc", "exp", "show", "--csv").splitlines())
+    rows = csv.DictReader(run(clone, "dvc", "exp", "show", "--csv").splitlines())
     running = [row for row in rows if row["Experiment"] in names and row["State"] == "Running"]
     # Each has validated, for it has saved after that.
-    assert [int(row["best_step"]) >= 10 and float(row["validation_wer"]) >= 0 for row in running] == [True, True]
-    kill(pulled)
-    run(pulled, "dvc", "queue", "kill", "--force", *names)
+    assert [int(row["best_step"]) >= 20 and float(row["validation_wer"]) >= 0 for row in running] == [True, True]
+    kill(clone)
+    run(clone, "dvc", "queue", "kill", "--force", *names)
     names = queue()
-    begin_workers(pulled)
-    while run(pulled, "dvc", "queue", "status").count("Success") < 2:
-        assert time.monotonic() < end, run(pulled, "dvc", "queue", "status")
-    kill(pulled)
-    logs = [run(pulled, "dvc", "queue", "logs", name) for name in names]
+    begin_workers(clone, "dvc", "exp", "run", "--run-all", "-j", "2")
+    kill(clone)
+    assert run(clone, "dvc", "queue", "status").count("Success") == 2
+    logs = [run(clone, "dvc", "queue", "logs", name) for name in names]
     resumed = [line for log in logs for line in log.splitlines() if line.startswith("resuming run")]
-    assert len(set(resumed)) == 2 and all(line.endswith("of 100") for line in resumed)
-    shown = run(pulled, "dvc", "exp", "show", "--csv").splitlines()
+    assert len(set(resumed)) == 2 and all(line.endswith("of 60") for line in resumed)
+    shown = run(clone, "dvc", "exp", "show", "--csv").splitlines()
     assert sum(line.startswith(tuple(names)) and ",Success," in line for line in shown) == 2
+    check_experiment(clone, names[0], 1e-5, logs[0])
 
 
 def test_two_people_share_experiments_over_git_and_a_remote(finished, tmp_path):
     """As the manual of training has it: each runs one, pushes it, and takes the other's."""
     run(tmp_path, "git", "clone", "-q", "--bare", str(finished), "team.git")
-    rates = {"anna": "1e-5", "bo": "3e-2"}
+    rates, places = {"anna": 1e-5, "bo": 3e-2}, {"anna": [], "bo": ["--temp"]}  # in the workspace, and beside it
     people = {name: tmp_path / name for name in rates}
     for name, folder in people.items():
         run(tmp_path, "git", "clone", "-q", "team.git", name)
         run(folder, "dvc", "pull")
-        change = ["-S", f"train.learning_rate={rates[name]}", "--allow-missing"]
-        run(folder, "dvc", "exp", "run", "-n", f"{name}-rate", *change)
+        shutil.copytree(finished / "data/raw", folder / "data/raw")  # something for its commit to leave out
+        change = ["-n", f"{name}-rate", "-S", f"train.learning_rate={rates[name]}", *CHANGE]
+        printed = run(folder, "dvc", "exp", "run", *change, *places[name])
+        check_experiment(folder, f"{name}-rate", rates[name], printed)
         run(folder, "dvc", "exp", "push", "origin", f"{name}-rate")
+    assert "1e-05" in run(people["anna"], "dvc", "params", "diff")
+    assert run(people["bo"], "git", "status", "--porcelain") == ""
     for name, other in (("anna", "bo"), ("bo", "anna")):
         run(people[name], "dvc", "exp", "pull", "origin", f"{other}-rate")
     compared = run(people["anna"], "python", "-m", "tools.compare", "anna-rate", "bo-rate")
     assert "learning_rate" in compared
-    run(people["anna"], "dvc", "exp", "apply", "bo-rate")
+    run(people["bo"], "dvc", "exp", "apply", "anna-rate")
     for path in ("models/tuned/model.safetensors", "data/transcripts/tuned.tsv", "metrics/train.json", "params.yaml"):
         assert (people["anna"] / path).read_bytes() == (people["bo"] / path).read_bytes()
-    assert "up to date" in run(people["anna"], "dvc", "status", "train", "evaluate@tuned")
+    assert "up to date" in run(people["bo"], "dvc", "status", "train", "evaluate@tuned")
 
 
 def test_plots_and_metrics_are_there(finished):

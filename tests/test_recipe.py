@@ -23,7 +23,7 @@ from tests.support.material import ROOT
 from tests.support.process import call
 from tests.support.release import plain, row
 from tests.support.tones import record, write_table
-from tools.estimate import expected_clips, find_data, model_shape, model_size
+from tools.estimate import Held, empty_model, expected_clips, find_data, model_shape, model_size, training_memory
 from tools.recipe import apply_values, main, recipe_names, recipe_purpose, recipe_values
 
 RECIPES = ROOT / "recipes"
@@ -45,6 +45,7 @@ SHRUNK = {
     "train.log_every": 1,
     "train.eval_every": 1,
     "train.save_every": 1,
+    "train.interpolate": [],  # of a base that knows nothing
     "evaluate.bootstrap_samples": 100,
     "evaluate.conditions.clips": 1,
 }
@@ -94,7 +95,10 @@ def test_default_has_every_value_that_a_stage_lists_and_no_recipe_has_others(par
 
 
 def test_the_recipes_that_the_readme_names():
-    assert NAMES == ["default", "digits", "lab-18k", "lab-2500", "lab-search", "swedish-small"]
+    assert [
+        *("default", "digits", "fleurs-sv", "kb-whisper-small", "lab-18k", "lab-2500", "lab-search"),
+        *("swedish-small", "swedish-turbo"),
+    ] == NAMES
     printed = tool("list").stdout.splitlines()
     assert [line.split()[0] for line in printed] == NAMES
     assert all(len(line.split()) > 5 for line in printed)
@@ -210,7 +214,9 @@ def test_a_recipe_is_described_in_its_first_line():
 def test_a_recipe_runs_to_its_end(params, data, tiny, tmp_path, name):
     values = recipe_values(RECIPES, name)
     if values["whisper.base"] != "scratch":
-        values |= {"whisper.base": str(tiny), "whisper.revision": folder_digest(tiny)}
+        values |= {"whisper.base": str(tiny), "whisper.revision": folder_digest(tiny), "featurize.n_mels": 80}
+    if values["download.corpus"] == "hub":  # which tests/test_hub_corpus.py has
+        values["download.corpus"] = "common_voice"
     apply_values(params, values | SHRUNK)
     pack_release(data, values["download.common_voice.archive"])
     scores = run_stages(params, tmp_path)
@@ -279,6 +285,13 @@ def test_check_names_what_is_lacking(params, data, tiny):
     assert result.stderr.splitlines()[-1].startswith("Error: lab-2500 does not run here yet; lacking: data")
 
 
+def test_a_data_set_of_the_hub_counts_as_far_as_it_is_limited(params):
+    apply_values(params, recipe_values(RECIPES, "fleurs-sv") | {"download.hub.train.limit": 20})
+    values = load_params(params)
+    assert find_data(values).text == "google/fleurs of the Hugging Face Hub, which `download` fetches"
+    assert expected_clips(values, find_data(values)) == ({"train": 20}, "limits of params.yaml")
+
+
 def test_a_release_that_is_to_be_fetched_lacks_its_key_alone(params, data, monkeypatch):
     names = {"corpus": "common_voice", "common_voice.archive": None, "common_voice.release": "25.0"}
     apply_values(params, {f"download.{key}": value for key, value in names.items()})
@@ -313,3 +326,28 @@ def test_clips_of_a_release_at_hand_are_counted(params, data):
     assert not find_data(found).lack
     clips, basis = expected_clips(found, find_data(found))
     assert basis == "counted; at most" and set(clips) == set(SPLITS) and 0 < clips["train"] < 20
+
+
+def test_what_training_will_hold_follows_from_what_it_trains(params):
+    """Values of turbo: 809 M by OpenAI's model card, 31 M of them those of adapters of rank 32 in all linear layers."""
+
+    def held(**changes) -> Held:
+        apply_values(
+            params, recipe_values(RECIPES, "swedish-turbo") | {f"train.{key}": changes[key] for key in changes}
+        )
+        values = load_params(params)
+        return training_memory(empty_model(model_shape(values)), values.train)
+
+    adapters, whole = held(), held(**{"lora.rank": 0})
+    bytes_each, weights = 4, 0.809e9
+    assert whole.training == pytest.approx(4 * bytes_each * weights, rel=0.02)
+    assert whole.checkpoint == pytest.approx(4 * bytes_each * weights, rel=0.02)
+    rank, encoder, decoder = 32, 32, 4
+    attention, feed_forward = 4 * 2 * 1280, 2 * 5 * 1280
+    values = rank * (encoder * (attention + feed_forward) + decoder * (2 * attention + feed_forward))
+    assert adapters.training == pytest.approx(bytes_each * (weights + 4 * values), rel=0.02)
+    assert adapters.checkpoint == 4 * bytes_each * values
+    in_bytes = held(**{"lora.rank": 0, "optimizer": "adamw_8bit"})
+    assert 2.4 * bytes_each * weights < in_bytes.training < 2.8 * bytes_each * weights
+    frozen = held(**{"lora.rank": 0, "freeze": "encoder"})
+    assert frozen.training == pytest.approx(bytes_each * (weights + 3 * 0.172e9), rel=0.02)

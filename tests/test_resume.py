@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.material import ROOT, write_params
-from tests.support.training import SETTINGS, make_place, newest, prepare, results, start, wait_for
+from tests.support.training import SETTINGS, arguments, make_place, newest, results, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +75,13 @@ def test_a_trainer_whose_dvc_is_gone_stops_without_touching_an_out(place):
     """A shell stands in for `dvc`, which runs its stages through one."""
     script = (
         "import subprocess, sys;"
-        "p = subprocess.Popen([sys.executable, '-m', 'stages', *sys.argv[1:]]); print(p.pid, flush=True); p.wait()"
+        "p = subprocess.Popen([sys.executable, '-m', 'stages', 'train', *sys.argv[1:]]);"
+        "print(p.pid, flush=True); p.wait()"
     )
-    arguments, log = prepare(place, "orphan"), place / "orphan/log"
+    options, log = arguments(place, "orphan"), place / "orphan/log"
     with log.open("w") as said:
         parent = subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
+            [sys.executable, "-c", script, *options],
             cwd=ROOT,
             env=os.environ | {"DVC_ROOT": "/"},
             stdout=subprocess.PIPE,

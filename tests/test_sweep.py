@@ -23,7 +23,7 @@ from stages.training.pruning import VARIABLE, PruningRule, TrialSettings, open_s
 from stages.training.run import Run
 from tests.support.material import ROOT, write_params
 from tests.support.process import PATIENCE
-from tests.support.repository import TINY, commit, copy_repository, environment, run, set_params
+from tests.support.repository import environment, run
 from tools.recipe import apply_values, recipe_values
 from tools.sweep.__main__ import propose
 from tools.sweep.experiments import Outcome, find_outcome, run_experiment, stale_results
@@ -239,32 +239,21 @@ def test_a_pruned_training_ends_early_and_a_plain_one_goes_on_from_it_to_the_sam
 # Under DVC
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory) -> Path:
-    """A repository whose model was trained and evaluated; tests add experiments to it, and change nothing else."""
-    folder = copy_repository(tmp_path_factory.mktemp("sweep") / "repo")
-    set_params(folder, TINY)
-    run(folder, "git", "init", "-q", "-b", "main")
-    run(folder, "dvc", "repro", "evaluate@tuned")
-    commit(folder)
-    return folder
-
-
 def test_a_pruned_trial_is_an_experiment_without_another_models_scores_and_repro_trains_it_to_its_end(
-    repository, trial, tmp_path
+    finished, trial, tmp_path
 ):
-    stale = stale_results(repository)
+    stale = stale_results(finished)
     assert "metrics/evaluate/tuned.json" in stale
     settings = TrialSettings(trial.storage, trial.study, trial.trial, RULE, stale)
     with (tmp_path / "lock").open("w") as lock:
         values = {"train.max_steps": 6, RATE: 1e-3}
-        outcome = run_experiment(repository, "pruned", values, settings, tmp_path / "log", lock.fileno())
+        outcome = run_experiment(finished, "pruned", values, settings, tmp_path / "log", lock.fileno())
     assert outcome.pruned == 2 and outcome.steps == 2
-    assert outcome == find_outcome(repository, "pruned")
-    files = run(repository, "git", "ls-tree", "-r", "--name-only", outcome.commit).split()
+    assert outcome == find_outcome(finished, "pruned")
+    files = run(finished, "git", "ls-tree", "-r", "--name-only", outcome.commit).split()
     assert not set(stale) & set(files) and "metrics/train.json" in files
-    assert run(repository, "git", "status", "--porcelain") == ""
-    clone = shutil.copytree(repository, tmp_path / "repo")
+    assert run(finished, "git", "status", "--porcelain") == ""
+    clone = shutil.copytree(finished, tmp_path / "repo")
     run(clone, "git", "checkout", "-q", outcome.commit)
     assert "resuming run" in run(clone, "dvc", "repro", "train")
     assert json.loads((clone / "metrics/details/train.json").read_text())["steps"] == 6
@@ -297,11 +286,11 @@ def suspended_trainer(sweep: subprocess.Popen) -> psutil.Process:
     return trainer
 
 
-def test_two_processes_stopped_in_the_middle_lose_no_trial_and_run_none_twice(repository, tmp_path):
+def test_two_processes_stopped_in_the_middle_lose_no_trial_and_run_none_twice(finished, tmp_path):
     file = tmp_path / "both.yaml"
     overrides = {"train.max_steps": 60, "train.eval_every": 30, "train.save_every": 5}
     YAML().dump({"space": SPACE, "overrides": overrides, "pruner": None, "trials": 2}, file)
-    killed, stopped = begin(repository, file), begin(repository, file)
+    killed, stopped = begin(finished, file), begin(finished, file)
     suspended_trainer(killed)
     for process in [*psutil.Process(killed.pid).children(recursive=True), psutil.Process(killed.pid)]:
         process.kill()
@@ -309,18 +298,18 @@ def test_two_processes_stopped_in_the_middle_lose_no_trial_and_run_none_twice(re
     stopped.send_signal(signal.SIGINT)
     trainer.resume()
     assert stopped.wait(PATIENCE) == 130
-    assert begin(repository, file).wait(5 * PATIENCE) == 0
+    assert begin(finished, file).wait(5 * PATIENCE) == 0
     said = (tmp_path / "out").read_text()
     assert said.count("stopped by Ctrl-C") == 1 and "Traceback" not in said
-    rows = [line.split(",") for line in run(repository, "dvc", "exp", "show", "--csv").splitlines()]
+    rows = [line.split(",") for line in run(finished, "dvc", "exp", "show", "--csv").splitlines()]
     names = [row[0] for row in rows if row[0].startswith("sweep-")]
     assert len(names) == 2 == len(set(names))
     assert not [row for row in rows if "Running" in row]
-    logs = [path.read_text() for path in (repository / ".dvc/tmp/sweeps/both").glob("sweep-*.log")]
+    logs = [path.read_text() for path in (finished / ".dvc/tmp/sweeps/both").glob("sweep-*.log")]
     assert [log.count("resuming run") for log in logs] == [1, 1]
     assert re.search(r"(train|validate) \d+/60 [^\r\n]*, sweep-", said)  # how far a trial is
     assert "points of WER worse" in said and "--confirm 3" in said
-    page = (repository / ".dvc/tmp/sweeps/both.html").read_text()
+    page = (finished / ".dvc/tmp/sweeps/both.html").read_text()
     assert "Plotly.newPlot" in page and not re.search(r"<(script|link|img)[^>]{0,200}(src|href)=", page)
-    assert run(repository, "git", "status", "--porcelain") == ""
+    assert run(finished, "git", "status", "--porcelain") == ""
     assert len(re.findall(r"^ +\d+\.\d\d +60  sweep-", said, re.M)) == 2  # its table

@@ -106,7 +106,7 @@ def _no_trackers_of_this_machine():
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny, shards_folder) -> Path:
     """Two runs of the same settings: ``whole``, and ``reported`` to every tracker."""
-    settings = SETTINGS | {"train.max_steps": 12}
+    settings = SETTINGS | {"train.max_steps": 12, "train.eval_every": 6}
     folder = make_place(tmp_path_factory.mktemp("place"), tiny, shards_folder, settings)
     params = write_params(folder / "reported.yaml", settings | ALL)
     assert start(folder, "reported", params).wait() == 0, (folder / "reported/log").read_text()

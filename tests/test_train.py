@@ -1,9 +1,11 @@
 """Training on a tiny model: what the settings do, and what is left behind."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -19,12 +21,15 @@ from stages.asr.batches import ClipDataset
 from stages.asr.model import load_model, save_model
 from stages.evaluate import Results, evaluate
 from stages.params import load_params
+from stages.pretrained import pretrained
 from stages.runtime.errors import UserError
 from stages.train import Paths, is_done, main, train
+from stages.training.adapters import merge_adapters, remove_adapters
 from stages.training.checkpoints import Checkpoint, CheckpointManager, newest_first
+from stages.training.resume import Start
 from stages.training.trainer import SpeechTrainer, regularisation, training_arguments
-from stages.training.trial import largest_batch, random_state_kept
-from tests.support.material import compiled_for_cuda, speech, write_params, write_shards
+from stages.training.trial import largest_batches, random_state_kept
+from tests.support.material import TINY, compiled_for_cuda, speech, write_params, write_shards
 
 SHORT = {
     "train.batch_size": 4,
@@ -110,7 +115,8 @@ def test_same_settings_give_the_same_bytes_and_another_seed_does_not(trained):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": "all"},
+        {"batch_seconds": 1.5, "gradient_accumulation": 2},
         {"gradient_accumulation": 2},
         {"precision": "bf16"},
         {"precision": "fp16"},
@@ -131,8 +137,21 @@ def test_each_knob_runs_to_the_end_with_a_finite_loss(trained, overrides):
 
 
 def test_gradient_checkpointing_changes_memory_and_no_number(trained):
-    plain, saving = (trained(str(on), gradient_checkpointing=on)[1] for on in (False, True))
-    assert rows(plain.curves / "training.tsv") == rows(saving.curves / "training.tsv")
+    values = ("none", "full_windows", "all")
+    curves = [trained(value, gradient_checkpointing=value, full_context_share=0.5)[1].curves for value in values]
+    plain, *saving = (rows(folder / "training.tsv") for folder in curves)
+    assert all(plain == other for other in saving)
+
+
+def test_gradient_checkpointing_of_full_windows_computes_those_alone_twice(trainer):
+    run = trainer(gradient_checkpointing="full_windows", full_context_share=0.5, max_steps=6, epochs=None)
+    seen = []
+    convolution, layer = run.model.model.encoder.conv1, run.model.model.encoder.layers[0].self_attn
+    convolution.register_forward_pre_hook(lambda part, inputs: seen.append([inputs[0].shape[-1], part.training, 0]))
+    layer.register_forward_pre_hook(lambda *_: seen[-1].__setitem__(2, seen[-1][2] + 1))
+    run.run(None)
+    steps = [(frames == 200, times) for frames, training, times in seen if training]
+    assert set(steps) == {(True, 2), (False, 1)}
 
 
 def test_the_folder_says_which_context_it_was_trained_for(trained):
@@ -345,14 +364,14 @@ def test_a_gpu_that_is_too_small_is_reported_before_the_first_step(trainer):
         run.run(None)
     assert str(refusal.value) == (
         "the memory of the GPU ran out: lower train.batch_size (4) and raise train.gradient_accumulation (1) by the "
-        "same factor, or set train.gradient_checkpointing: true, or set train.full_context_share: 0 (now 0.1)"
+        "same factor, or set train.gradient_checkpointing: all, or set train.full_context_share: 0 (now 0.1)"
     )
     assert run.state.global_step == 0
     assert all(torch.equal(before[name], value) for name, value in run.model.state_dict().items())
 
 
 def test_memory_that_runs_out_later_names_only_what_is_left_to_lower(trainer):
-    run = trainer(gradient_checkpointing=True, full_context_share=0.0, batch_size=1)
+    run = trainer(gradient_checkpointing="all", full_context_share=0.0, batch_size=1)
     run.model.model.encoder.register_forward_pre_hook(overflow(50, 1, training=True))
     with pytest.raises(UserError, match=r"ran out: train a smaller model, whisper\.base$"):
         run.run(None)
@@ -381,12 +400,26 @@ def test_the_trial_changes_no_byte_of_a_run(trainer):
 
 
 def test_no_batch_is_larger_than_the_one_that_is_tried(trainer):
-    for context, full_share in (("clip", 0.0), ("clip", 0.3), ("full", 0.0)):
-        run = trainer(f"{context}-{full_share}", context=context, full_context_share=full_share)
-        largest = largest_batch(run.clips, run.settings, run.speech_model.window)
+    """In frames and tokens of its windows, or in both of one of two where seconds bound it."""
+    for context, full_share, seconds in (
+        ("clip", 0.0, None),
+        ("clip", 0.3, None),
+        ("full", 0.0, None),
+        ("clip", 0.3, 4),
+    ):
+        shape = {"context": context, "full_context_share": full_share, "batch_seconds": seconds}
+        run = trainer(f"{context}-{full_share}-{seconds}", **shape, batch_size=8 if seconds else 4)
+        tried = largest_batches(run.clips, run.settings, run.speech_model.window)
+        assert len(tried) == (2 if seconds else 1)
+        rows, frames, tokens = (
+            max(batch[name].shape[axis] for batch in tried)
+            for name, axis in (("labels", 0), ("input_features", 2), ("labels", 1))
+        )
+        most = max(len(batch["labels"]) * batch["input_features"].shape[2] for batch in tried)
         for batch in run.get_train_dataloader():
-            for name, values in batch.items():
-                assert all(a <= b for a, b in zip(values.shape, largest[name].shape, strict=True))
+            n_rows, _, n_frames = batch["input_features"].shape
+            assert n_rows <= rows and n_frames <= frames and n_rows * n_frames <= most
+            assert batch["labels"].shape[1] <= tokens
 
 
 def test_an_operation_without_a_deterministic_way_is_said_and_then_allowed(trainer, capsys):
@@ -427,3 +460,123 @@ def test_the_command_has_cublas_add_up_in_one_order(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="is missing"):
         main.callback(tmp_path / "params.yaml", fresh=False, adopt=None)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"lora__rank": 2, "lora__dropout": 0.1, "average": 2}, {"batch_seconds": 3, "full_context_share": 0.3}],
+    ids=lambda overrides: next(iter(overrides)).partition("__")[0],
+)
+def test_a_resumed_run_ends_in_the_same_weights(trainer, overrides):
+    whole, resumed = (trainer(name, **overrides) for name in ("whole", "resumed"))
+    whole.checkpoints = CheckpointManager(whole.checkpoints.folder, 2)
+    whole.run(None)
+    last, middle = newest_first(whole.checkpoints.folder)
+    assert (last.step, middle.step) == (4, 2)
+    resumed.run(Start(middle))
+    assert resumed.weights().keys() == whole.weights().keys()
+    assert all(torch.equal(value, whole.weights()[name]) for name, value in resumed.weights().items())
+    for mine, theirs in zip(resumed.best.entries, whole.best.entries, strict=True):
+        assert mine.step == theirs.step and mine.weights.keys() == theirs.weights.keys()
+        assert all(torch.equal(value, theirs.weights[name]) for name, value in mine.weights.items())
+
+
+LORA = {"lora__rank": 4, "lora__targets": ["q_proj", "v_proj", "fc1"]}
+
+
+def test_adapters_alone_are_trained_and_kept_and_a_plain_whisper_comes_out(trained, tiny):
+    metrics, paths = trained(**LORA, average=2, ctc_weight=0.3)
+    (checkpoint,) = (Checkpoint(folder) for folder in paths.checkpoints.glob("*/step-*"))
+    kept = load_file(checkpoint.folder / "model.safetensors")
+    adapters = {name for name in kept if ".lora_" in name}
+    assert len(adapters) == 2 * 8 and kept.keys() - adapters == {"ctc_head.weight", "ctc_head.bias"}
+    optimizer = torch.load(checkpoint.folder / "optimizer.pt")
+    assert len(optimizer["state"]) == len(kept)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, paths.tuned))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name.partition(".lora_")[0] + ".weight" for name in adapters} and before.keys() == after.keys()
+    assert (paths.tuned / "config.json").is_file() and not (paths.tuned / "adapter_config.json").exists()
+    assert metrics["validation_wer"] == min(metrics["candidates"].values())
+
+
+def test_a_merged_model_computes_what_its_adapters_did(trainer, tiny):
+    """Up to the rounding of float32 sums over 16 and 64 values."""
+    run = trainer(**LORA, learning_rate=0.1, ctc_weight=0.0)
+    run.run(None)
+    whisper, inputs = run.speech_model.whisper.eval(), largest_batches(run.clips, run.settings, 200)[0]
+    adapters, base = run.weights(), load_model(tiny).whisper
+    with torch.no_grad():
+        adapted = whisper(**inputs).logits
+        merged = merge_adapters(whisper, adapters)
+        remove_adapters(whisper)
+        assert [*whisper.state_dict()] == [*base.state_dict()] and merged.keys() == base.state_dict().keys()
+        assert torch.equal(whisper(**inputs).logits, base(**inputs).logits)
+        whisper.load_state_dict(merged)
+        torch.testing.assert_close(whisper(**inputs).logits, adapted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(adapted, base(**inputs).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "rank", "trains"),
+    [("encoder", 0, "decoder"), (1, 0, r"decoder|encoder\.layer_norm"), ("encoder", 2, r"decoder.*[qv]_proj")],
+)
+def test_what_is_frozen_stays_and_the_optimizer_knows_nothing_of_it(trained, tiny, freeze, rank, trains):
+    _, paths = trained(freeze=freeze, lora__rank=rank, ctc_weight=0.0, max_steps=2)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, paths.tuned))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    may_change = {name for name in before if re.match(rf"model\.({trains})\.", name)}
+    assert changed and changed <= may_change
+    (checkpoint,) = paths.checkpoints.glob("*/step-*")
+    assert len(torch.load(checkpoint / "optimizer.pt")["state"]) == len(changed) * (2 if rank else 1)
+
+
+def test_more_layers_than_there_are_cannot_be_frozen(trained):
+    with pytest.raises(UserError, match=r"train\.freeze is 2, and the encoder has 1 layers: lower it"):
+        trained(freeze=2, ctc_weight=0.0)
+
+
+@pytest.fixture
+def wide(tmp_path, shards_folder) -> Path:
+    """The folder of a model whose layers are large enough for 8 bits: bitsandbytes leaves less than 4,096 values."""
+    whisper = load_params(write_params(tmp_path / "wide.yaml", TINY | {"whisper.scratch.d_model": 64})).whisper
+    pretrained(whisper, shards_folder, tmp_path / "wide")
+    return tmp_path / "wide"
+
+
+def test_adamw_in_8_bits_holds_its_moments_in_bytes_and_trains_as_adamw_does(trained, wide):
+    pytest.importorskip("bitsandbytes")
+    losses = []
+    for optimizer in ("adamw", "adamw_8bit"):
+        _, paths = trained(optimizer, pretrained=wide, optimizer=optimizer, learning_rate=1e-3, max_steps=6)
+        losses.append([float(row[1]) for row in rows(paths.curves / "training.tsv")[1:]])
+    (checkpoint,) = paths.checkpoints.glob("*/step-*")
+    states = torch.load(checkpoint / "optimizer.pt")["state"].values()
+    quantised = [part for state in states for part in state.values() if isinstance(part, dict)]
+    linear, convolutions, head = 6 + 10, 2, 1
+    assert sum(state["state1"].dtype == torch.uint8 for state in quantised) == linear + convolutions + head
+    exact, rounded = losses
+    assert abs(rounded[-1] - exact[-1]) < 0.2 * (exact[0] - exact[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "remedy"),
+    [
+        ("peft", {"lora__rank": 1}, "train.lora.rank: 0"),
+        ("bitsandbytes", {"optimizer": "adamw_8bit"}, "train.optimizer"),
+    ],
+)
+def test_a_library_that_is_missing_is_named(trained, monkeypatch, name, overrides, remedy):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None)
+    with pytest.raises(UserError, match=rf"{name} is not installed: pip install {name}, or set {remedy}"):
+        trained(**overrides)
+
+
+def test_the_precision_that_is_chosen_is_said_and_recorded(trained, monkeypatch, capsys):
+    for quick, chosen in ((True, "bf16"), (False, "fp32")):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda quick=quick: quick)
+        metrics, paths = trained(chosen, precision="auto", max_steps=2)
+        assert metrics["precision"] == chosen == json.loads(paths.metrics.read_text())["precision"]
+        (parts,) = paths.checkpoints.glob("*/parts.json")
+        assert json.loads(parts.read_text())["params"]["precision"] == chosen
+        assert f"train.precision: auto is {chosen} here" in capsys.readouterr().err

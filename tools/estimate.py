@@ -26,7 +26,7 @@ from transformers import (
 
 from stages.asr.batches import ClipDataset
 from stages.asr.clips import SPLITS
-from stages.asr.device import best_device
+from stages.asr.device import best_device, choose_precision
 from stages.asr.encoder import allow_any_length
 from stages.asr.mel import FRAMES_PER_SECOND, SAMPLE_RATE
 from stages.asr.model import SpeechModel, silence_transformers
@@ -41,7 +41,9 @@ from stages.params import Params, Train
 from stages.pretrained import END_TOKEN, from_scratch, make_generation_config, set_language, train_tokenizer
 from stages.runtime.errors import UserError
 from stages.runtime.progress import note
+from stages.training.adapters import adapted_layers, freeze_layers
 from stages.training.trainer import SpeechTrainer, regularisation
+from stages.training.trial import make_batching, optimizer_moments
 from stages.versioning.pins import corpus_name
 
 SHAPES = {  # of OpenAI's: width, layers of encoder and decoder, heads (openai/whisper, model-card.md)
@@ -57,8 +59,8 @@ RELEASES = {  # clips by table, of Common Voice releases that need not be at han
     "cv-corpus-25.0-sv-SE": {"train": 8254, "dev": 5501, "test": 5505, "other": 5946, "validated": 42664},
     "cv-corpus-11.0-sv-SE": {"train": 7308, "dev": 5052, "test": 5069, "other": 5699},
 }
-SECONDS = {"synthetic": 2.1, "common_voice": 4.0, "folder": 4.0}  # of a typical clip
-RAW_BYTES = {"synthetic": 2 * SAMPLE_RATE, "common_voice": 6000, "folder": 2 * SAMPLE_RATE}  # a second: wav, mp3, wav
+SECONDS = {"synthetic": 2.1, "common_voice": 4.0, "folder": 4.0, "hub": 8.0}  # of a typical clip
+RAW_BYTES = dict.fromkeys(SECONDS, 2 * SAMPLE_RATE) | {"common_voice": 6000}  # a second: of wav, and of mp3
 LETTERS, PIECES = 12, 4  # label tokens a second, of a tokenizer that spells and of OpenAI's
 SMALL = 20e6  # parameters up to which a processor takes whole batches in a moment
 VALUE = 4  # bytes of a float32
@@ -96,20 +98,21 @@ def find_needs(values: Params) -> Iterator[Finding]:
     size = VALUE * model_size(config)
     download = find_download(values, size)
     yield download
-    yield disk_space(values, clips, size, download)
+    held = training_memory(empty_model(config), values.train) if config else Held(4 * size, 4 * size)
+    yield disk_space(values, clips, size, held.checkpoint, download)
     device = best_device()
     if values.train.precision == "fp16" and device.type == "cpu":
         yield Finding(
             "precision", "train.precision: fp16 needs a GPU; measured in fp32", "a GPU, or train.precision: fp32"
         )
-    steps = values.train.max_steps or planned_steps(values.train, clips)
+    steps = values.train.max_steps or planned_steps(values, clips)
     free = device_memory(device)
-    if 4 * size > free:
-        text = f"at least {4 * size / GB:.1f} GB for weights, gradients and optimizer (estimated)"
+    if held.training > free:
+        text = f"at least {held.training / GB:.1f} GB for weights, gradients and optimizer (estimated)"
         yield Finding("memory", f"{text}; {free / GB:.1f} GB are free", "memory")
         yield Finding("time", f"{steps or '?'} steps; not measured, for they do not fit")
         return
-    cost = measure(values, config, device)
+    cost = measure(values, config, held, device)
     where = f"the GPU has {free / GB:.1f} GB" if device.type != "cpu" else f"{free / GB:.1f} GB are free"
     yield Finding("memory", f"{cost.memory / GB:.1f} GB ({cost.how}); {where}", "memory" if cost.memory > free else "")
     yield Finding("time", describe_time(values.train, clips, steps, cost))
@@ -126,6 +129,8 @@ def find_data(values: Params) -> Finding:
     download = values.download
     if download.corpus == "synthetic":
         return Finding("data", "synthetic, spoken here by espeak-ng: nothing to fetch")
+    if download.corpus == "hub":
+        return Finding("data", f"{download.hub.id} of the Hugging Face Hub, which `download` fetches")
     try:
         if path := corpus_path(values):
             return Finding("data", f"{path} is there")
@@ -151,6 +156,9 @@ def expected_clips(values: Params, data: Finding) -> tuple[dict[str, int], str]:
     download = values.download
     if download.corpus == "synthetic":
         return {split: getattr(download.synthetic, split) for split in SPLITS}, "params.yaml"
+    if download.corpus == "hub":
+        limits = {split: getattr(download.hub, split).limit for split in SPLITS}
+        return {split: limit for split, limit in limits.items() if limit}, "limits of params.yaml"
     path = None if data.lack else corpus_path(values)
     if download.corpus == "folder":
         return count_recordings(values, path) if path else ({}, "unknown")
@@ -201,11 +209,10 @@ def find_download(values: Params, size: float) -> Finding:
     return Finding("download", f"{base}, about {size / GB:.1f} GB (estimated)")
 
 
-def disk_space(values: Params, clips: dict[str, int], size: float, download: Finding) -> Finding:
+def disk_space(values: Params, clips: dict[str, int], size: float, checkpoint: float, download: Finding) -> Finding:
     """What the outs, their copies in DVC's cache and the checkpoints take, against what is free."""
     seconds = sum(clips.values()) * SECONDS[values.download.corpus]
     frame = values.featurize.n_mels * (1 if values.featurize.dtype == "uint8" else 2)
-    checkpoint = 4 * size  # weights, two moments, and the best weights
     parts = {
         "raw clips": seconds * RAW_BYTES[values.download.corpus],
         "features": 2 * seconds * FRAMES_PER_SECOND * frame,  # in the workspace and in DVC's cache
@@ -258,8 +265,36 @@ def model_size(config: WhisperConfig | None) -> int:
     """Of a model of this shape, without making it; a model from scratch counts as SMALL."""
     if config is None:
         return int(SMALL / 2)
+    return empty_model(config).num_parameters()
+
+
+def empty_model(config: WhisperConfig) -> WhisperForConditionalGeneration:
+    """A model of this shape whose weights take no memory."""
     with torch.device("meta"):
-        return WhisperForConditionalGeneration(config).num_parameters()
+        return WhisperForConditionalGeneration(config)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of what a training holds beside activations: weights, gradients, moments; and of one of its checkpoints."""
+
+    training: float
+    checkpoint: float
+
+
+def training_memory(whisper: WhisperForConditionalGeneration, settings: Train) -> Held:
+    """What training a model, given without memory, will hold; freezes of it what the settings freeze."""
+    if settings.freeze:
+        freeze_layers(whisper, settings.freeze)
+    weights = VALUE * whisper.num_parameters()
+    if settings.lora.rank:
+        layers = adapted_layers(whisper, settings.lora).values()
+        trained = VALUE * settings.lora.rank * sum(layer.in_features + layer.out_features for layer in layers)
+        moments = 2 * trained / (1 if settings.optimizer == "adamw" else VALUE)
+        return Held(weights + 2 * trained + moments, 2 * trained + moments)
+    trained = VALUE * whisper.num_parameters(only_trainable=True)
+    moments = sum(moment.nbytes for moment in optimizer_moments(whisper, settings.optimizer))
+    return Held(weights + trained + moments, 2 * weights + moments)  # with the best weights
 
 
 def make_model(values: Params, config: WhisperConfig | None, shards: Shards) -> SpeechModel:
@@ -323,7 +358,7 @@ class Stopwatch(TrainerCallback):
         self.validation = self.lap()
 
 
-def measure(values: Params, config: WhisperConfig | None, device: torch.device) -> Cost:
+def measure(values: Params, config: WhisperConfig | None, held: Held, device: torch.device) -> Cost:
     """A few real training steps and a validation on made-up clips of typical length.
 
     A processor takes a part of a large model's batch, whose time and memory grow with its clips; a GPU takes all of it.
@@ -331,27 +366,41 @@ def measure(values: Params, config: WhisperConfig | None, device: torch.device) 
     """
     settings = values.train
     whole = device.type != "cpu" or model_size(config) < SMALL
-    clips = settings.batch_size if whole else min(2, settings.batch_size)
-    windows = settings.batch_size if whole else 1
+    batch_clips, batch_windows = batch_sizes(values)
+    clips = batch_clips if whole else min(2, batch_clips)
+    windows = batch_windows if whole else 1
     share = 1.0 if settings.context == "full" else settings.full_context_share
     with typical_shards(values, clips) as shards:
         note("making a model of the recipe's shape, with fresh weights")
         before = psutil.Process().memory_info().rss
         model = make_model(values, config, shards)
-        size = VALUE * model.whisper.num_parameters()
+        state = held.training if config else 4 * VALUE * model.whisper.num_parameters()
         short = timed_steps(values, model, shards, "clip", clips) if share < 1 else (0.0, 0.0, 0.0)
         full = timed_steps(values, model, shards, "full", windows, 2 if whole else 1) if share > 0 else (0.0, 0.0, 0.0)
-        a_clip = (1 - share) * short[0] / clips + share * full[0] / windows
-        step = settings.batch_size * settings.gradient_accumulation * a_clip + max(short[1], full[1])
+        a_batch = (1 - share) * short[0] * batch_clips / clips + share * full[0] * batch_windows / windows
+        step = settings.gradient_accumulation * a_batch + max(short[1], full[1])
         decoded = (short[2] or full[2]) / len(shards)  # at the trained context
     if device.type == "cuda":
         return Cost(step, decoded, torch.cuda.max_memory_allocated(), "measured")
     peak = peak_memory()
-    activations = max(peak - before - 4 * size, 0)  # weights, gradients, two moments
-    used = windows if share > 0 else clips
-    memory = peak + activations * (settings.batch_size / used - 1)
-    how = "measured" if whole else f"estimated from {used} of {settings.batch_size} clips of a batch"
+    activations = max(peak - before - state, 0)
+    used, wanted = (windows, batch_windows) if share > 0 else (clips, batch_clips)
+    memory = peak + activations * (wanted / used - 1)
+    how = "measured" if whole else f"estimated from {used} of {wanted} clips of a batch"
     return Cost(step, decoded, memory, how)
+
+
+def batch_sizes(values: Params) -> tuple[int, int]:
+    """Clips of typical length in a batch, and full windows."""
+    window = values.whisper.scratch.seconds if values.whisper.base == "scratch" else WINDOW_SECONDS
+    batching = make_batching(values.train, window * FRAMES_PER_SECOND)
+    return batching.limit(int(typical_seconds(values) * FRAMES_PER_SECOND)), batching.limit(batching.window)
+
+
+def typical_seconds(values: Params) -> float:
+    """Of a clip of the corpus, as far as the model takes it."""
+    seconds = min(SECONDS[values.download.corpus], values.featurize.max_seconds)
+    return min(seconds, values.whisper.scratch.seconds) if values.whisper.base == "scratch" else seconds
 
 
 def peak_memory() -> float:
@@ -366,9 +415,7 @@ def peak_memory() -> float:
 @contextmanager
 def typical_shards(values: Params, n_clips: int) -> Iterator[Shards]:
     """Clips of noise as long as the corpus's, with as many label tokens a second."""
-    seconds = min(SECONDS[values.download.corpus], values.featurize.max_seconds)
-    if values.whisper.base == "scratch":
-        seconds = min(seconds, values.whisper.scratch.seconds)
+    seconds = typical_seconds(values)
     frames, dtype, n_mels = int(seconds * FRAMES_PER_SECOND), values.featurize.dtype, values.featurize.n_mels
     letters = int(seconds * (LETTERS if values.whisper.base == "scratch" else PIECES))
     text = ("hej på dig " * letters)[:letters]
@@ -388,8 +435,13 @@ def timed_steps(
 ) -> tuple[float, float, float]:
     """Seconds of a batch forwards and back, and of the optimizer, in the last step; and of a validation."""
     device = model.whisper.device
-    precision = "fp32" if device.type == "cpu" and values.train.precision == "fp16" else values.train.precision
+    precision: str = values.train.precision
+    if precision == "auto":
+        precision = choose_precision(device)
+    elif device.type == "cpu" and precision == "fp16":
+        precision = "fp32"
     changes: dict[str, Any] = {"context": context, "full_context_share": 0.0, "batch_size": n_clips, "max_steps": steps}
+    changes |= {"batch_seconds": None}
     changes |= {"gradient_accumulation": 1, "epochs": None, "precision": precision, "patience": None, "log_every": 100}
     settings = values.train.model_copy(update=changes | {"eval_every": 100, "save_every": 100, "warmup_steps": 0})
     clips = ClipDataset(shards, model, settings.max_label_tokens)
@@ -408,11 +460,12 @@ def timed_steps(
         return clock.batches, clock.optimizer, clock.validation
 
 
-def planned_steps(settings: Train, clips: dict[str, int]) -> int | None:
+def planned_steps(values: Params, clips: dict[str, int]) -> int | None:
     """Optimizer steps of so many epochs; None where the clips are not known."""
     if "train" not in clips:
         return None
-    return round((settings.epochs or 0) * -(-clips["train"] // (settings.batch_size * settings.gradient_accumulation)))
+    batch = batch_sizes(values)[values.train.context == "full"]
+    return round((values.train.epochs or 0) * -(-clips["train"] // (batch * values.train.gradient_accumulation)))
 
 
 def describe_time(settings: Train, clips: dict[str, int], steps: int | None, cost: Cost) -> str:

@@ -1,10 +1,11 @@
 """Shards as batches for training: like lengths together, padded to the batch's own longest, labels from texts."""
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -156,6 +157,10 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
             lengths.append(on_grid(change.length(n_frames) if change else n_frames) + self.margin)
         return lengths
 
+    def most_frames(self) -> list[int]:
+        """The most frames that each clip and its margin may come to have in any epoch."""
+        return [on_grid(self.variation.augment.longest(n_frames)) for n_frames in self.frames()]
+
     def fits(self, places: list[int]) -> bool:
         """Whether the joined labels of clips are short enough."""
         return len(self.labels[places[0]]) + sum(len(self.following[at]) for at in places[1:]) <= self.max_tokens
@@ -195,8 +200,11 @@ def label_tokens(model: SpeechModel, text: str) -> np.ndarray:
 def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Items as a batch: {"input_features": (batch, n_mels, n_frames) float32, the others (batch, longest) int64}.
 
-    Labels are filled with IGNORED; what fills the decoder's inputs reaches no loss.
+    Labels are filled with IGNORED; what fills the decoder's inputs reaches no loss. Without items all are empty.
     """
+    if not items:
+        empty = torch.empty(0, 0, dtype=torch.long)
+        return {"input_features": torch.empty(0, 0, 0), "decoder_input_ids": empty, "labels": empty}
 
     def padded(name: str, value: int) -> torch.Tensor:
         rows = [torch.from_numpy(item[name]) for item in items]
@@ -211,10 +219,11 @@ def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Batching:
-    """What a step of training holds: batch_size clips in each of ``accumulation`` batches.
+    """What a step of training holds: batch_size clips in each of ``accumulation`` batches, in each of the ranks.
 
     window: frames of the full window. full_share: of the steps, padded to it. filled_share: of those, the ones whose
-    windows hold several clips.
+    windows hold several clips. rank: whose batches are wanted. most_frames: of all windows of a batch, padding
+    included, where that is less than batch_size clips take; a window alone may have more.
     """
 
     batch_size: int
@@ -222,61 +231,131 @@ class Batching:
     full_share: float = 0.0
     filled_share: float = 0.0
     accumulation: int = 1
+    ranks: int = 1
+    rank: int = 0
+    most_frames: int | None = None
+
+    @property
+    def batches(self) -> int:
+        """Of a step, in all ranks."""
+        return self.accumulation * self.ranks
+
+    def limit(self, n_frames: int) -> int:
+        """The most windows of n_frames that a batch may hold."""
+        if self.most_frames is None:
+            return self.batch_size
+        return min(self.batch_size, max(self.most_frames // n_frames, 1))
 
 
 class LengthBucketSampler(Sampler[list[BatchItem]]):
     """Batches of clips of like length, in an order that seed and epoch alone decide.
 
-    Each ``accumulation`` batches that follow one another are one optimizer step, and its clips and their padding depend
-    on the product of batch_size and accumulation alone. Of the steps a share, drawn at random, is padded to the full
-    window, so that the model goes on to understand it: transformers' own pipeline knows no other. Each epoch is another
-    order; ``set_epoch`` says which.
+    Each ``accumulation`` batches that follow one another are one optimizer step, together with those of the other
+    ranks, and its clips and their padding depend on the product of batch_size, accumulation and ranks alone. Every rank
+    has as many batches: in an epoch's last step, which may have too few clips, a rank's last batch may be empty. Of the
+    steps a share, drawn at random, is padded to the full window, so that the model goes on to understand it:
+    transformers' own pipeline knows no other. Each epoch is another order; ``set_epoch`` says which.
+
+    Where most_frames bounds a batch, steps hold as many clips as fit by the most frames that clips may come to have, so
+    that all epochs have the same number of them, by which a resumed run finds its place.
     """
 
     def __init__(self, clips: ClipDataset, batching: Batching, seed: int):
         self.clips, self.batching, self.seed, self.epoch = clips, batching, seed, 0
         self.batch_size, self.drop_last = batching.batch_size, False  # accelerate asks for both
+        self.full_steps, self.sizes = (0, list[int]()) if batching.most_frames is None else self.plan()
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        accumulation = self.batching.accumulation
-        steps, rest = divmod(len(self.clips), self.batch_size * accumulation)
-        return steps * accumulation + min(rest, accumulation)
+        batching = self.batching
+        steps, rest = divmod(len(self.clips), self.batch_size * batching.batches)
+        sizes = self.sizes or [batching.batches] * steps + [rest]
+        return sum(-(-min(size, batching.batches) // batching.ranks) for size in sizes)
 
     def __iter__(self) -> Iterator[list[BatchItem]]:
+        batches, ranks = self.all_batches(), self.batching.ranks
+        while step := [*islice(batches, self.batching.batches)]:
+            yield from step[self.batching.rank :: ranks]
+            if self.batching.rank >= len(step) % ranks > 0:
+                yield []
+
+    def all_batches(self) -> Iterator[list[BatchItem]]:
+        """An epoch's batches of every rank, those of a step one after the other."""
         order = random.Random(f"{self.seed} {self.epoch}")
-        lengths, size = self.clips.frames(self.epoch), self.batch_size * self.batching.accumulation
+        lengths, size = self.clips.frames(self.epoch), self.batch_size * self.batching.batches
         numbers = order.sample(range(len(lengths)), len(lengths))
+        if self.sizes:
+            yield from self.bounded_batches(numbers, lengths, order)
+            return
         steps = []
         for start in range(0, len(numbers), MEGA_BATCH * size):
             mega_batch = sorted(numbers[start : start + MEGA_BATCH * size], key=lengths.__getitem__)
             steps += [mega_batch[at : at + size] for at in range(0, len(mega_batch), size)]
         order.shuffle(steps)
         full = [order.random() < self.batching.full_share for _ in steps]
-        whole_first = sorted(
-            zip(steps, full, strict=True), key=lambda entry: len(entry[0]) < self.batching.accumulation
-        )
-        for step, at_full_window in whole_first:  # one of too few clips for all its batches is the epoch's last
-            yield from self.batches(step, at_full_window, lengths, order)
+        yield from self.drawn_batches(zip(steps, full, strict=True), lengths, order)
 
-    def batches(
+    def drawn_batches(
+        self, steps: Iterable[tuple[list[int], bool]], lengths: list[int], order: random.Random
+    ) -> Iterator[list[BatchItem]]:
+        """The batches of steps, each with whether it is at the full window."""
+        whole_first = sorted(steps, key=lambda entry: len(entry[0]) < self.batching.batches)
+        for step, at_full_window in whole_first:  # one of too few clips for all its batches is the epoch's last
+            yield from self.step_batches(step, at_full_window, lengths, order)
+
+    def plan(self) -> tuple[int, list[int]]:
+        """How many of an epoch's steps are at the full window, and the clips of each step, theirs first.
+
+        The others are cut for the longest clips that there may be: any epoch's, sorted, are no longer one by one.
+        """
+        batching = self.batching
+        at_window = batching.limit(batching.window) * batching.batches
+        if batching.full_share == 1:
+            steps, rest = divmod(len(self.clips), at_window)
+            sizes = [at_window] * steps + ([rest] if rest else [])
+            return len(sizes), sizes
+        frames = sorted((min(most, batching.window) for most in self.clips.most_frames()), reverse=True)
+        wanted = math.ceil(batching.full_share * len(self.cut(frames)))
+        full = min(wanted, len(frames) // at_window)
+        return full, [at_window] * full + self.cut(frames[: len(frames) - full * at_window])
+
+    def cut(self, frames: list[int]) -> list[int]:
+        """How many clips steps hold that take up clips of so many frames, the longest first."""
+        sizes, place = [], 0
+        while place < len(frames):
+            sizes.append(min(self.batching.limit(frames[place]) * self.batching.batches, len(frames) - place))
+            place += sizes[-1]
+        return sizes
+
+    def bounded_batches(
+        self, numbers: list[int], lengths: list[int], order: random.Random
+    ) -> Iterator[list[BatchItem]]:
+        """An epoch's batches where most_frames bounds them, of clips in random order."""
+        drawn = sum(self.sizes[: self.full_steps])
+        clips = numbers[:drawn] + sorted(numbers[drawn:], key=lengths.__getitem__, reverse=True)
+        ends = [*accumulate(self.sizes, initial=0)]
+        steps = [(clips[start:end], at < self.full_steps) for at, (start, end) in enumerate(pairwise(ends))]
+        order.shuffle(steps)
+        yield from self.drawn_batches(steps, lengths, order)
+
+    def step_batches(
         self, step: list[int], at_full_window: bool, lengths: list[int], order: random.Random
     ) -> Iterator[list[BatchItem]]:
         """A step's clips as the items of its batches."""
-        window, accumulation = self.batching.window, self.batching.accumulation
+        window = self.batching.window
         windows: list[tuple[int, ...]] = [(number,) for number in step]
         if at_full_window and order.random() < self.batching.filled_share:
             windows = self.fill_windows(order.sample(step, len(step)), lengths, order)
         n_frames = window if at_full_window else min(max(lengths[number] for number in step), window)
-        batches = min(len(windows), accumulation)
+        batches = min(len(windows), self.batching.batches)
         for start, end in pairwise(len(windows) * at // batches for at in range(batches + 1)):
             yield [BatchItem(places, n_frames, self.epoch) for places in windows[start:end]]
 
     def fill_windows(self, step: list[int], lengths: list[int], order: random.Random) -> list[tuple[int, ...]]:
         """Clips as the windows that hold them: one to as many as fit, and at least a window a batch of the step."""
-        most = max(len(step) // self.batching.accumulation, 1)
+        most = max(len(step) // self.batching.batches, 1)
         windows: list[list[int]] = []
         room = wanted = 0
         for number in step:

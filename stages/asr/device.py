@@ -21,6 +21,14 @@ def half_precision(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def choose_precision(device: torch.device) -> str:
+    """The precision that a device is fast in: bf16 or fp16 on CUDA, bf16 on a CPU that computes in it, else fp32."""
+    if half := half_precision(device):
+        return "bf16" if half == torch.bfloat16 else "fp16"
+    quick = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if device.type == "cpu" and quick else "fp32"
+
+
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
     """Have matrix products computed in dtype, and what needs its range in float32; with None all is as it is."""
     return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()

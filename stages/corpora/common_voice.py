@@ -1,7 +1,6 @@
 """Common Voice, releases 5.1 to 27 in any locale: chosen tables as splits that share no speaker and no sentence."""
 
 import re
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -14,12 +13,12 @@ from stages.corpora.selection import (
     UNKNOWN_SPEAKER,
     BadLine,
     Selection,
+    SplitIndex,
     TableRow,
     drop_row,
     filter_rows,
     random_rank,
     read_tsv,
-    sentence_key,
     shuffle,
 )
 from stages.params import CommonVoice, Tables, ValidationTables
@@ -139,24 +138,6 @@ def remove_overlap(rows: dict[str, list[TableRow]], clips_alone: bool) -> list[D
                 kept.append(row)
         rows[split] = kept
     return drops
-
-
-class SplitIndex:
-    """The clips, and where they count the speakers and sentences, of a split."""
-
-    def __init__(self, rows: Iterable[TableRow], clips_alone: bool):
-        rows = list(rows)
-        self.clips = {row.path for row in rows}
-        self.speakers = set() if clips_alone else {row.speaker for row in rows} - {UNKNOWN_SPEAKER}
-        self.sentences = set() if clips_alone else {sentence_key(row.text) for row in rows}
-
-    def shared(self, row: TableRow) -> str | None:
-        """What the row has in common with the split."""
-        if row.path in self.clips:
-            return "clip"
-        if row.speaker in self.speakers:
-            return "speaker"
-        return "sentence" if sentence_key(row.text) in self.sentences else None
 
 
 def hold_out_speakers(rows: dict[str, list[TableRow]], share: float, seed: int) -> None:

@@ -108,6 +108,24 @@ def sentence_key(text: str) -> str:
     return normalise(folded) or clean_text(folded)  # of "…" and "(skratt)" normalising leaves nothing
 
 
+class SplitIndex:
+    """The clips, and where they count the speakers and sentences, of a split."""
+
+    def __init__(self, rows: Iterable[TableRow], clips_alone: bool):
+        rows = list(rows)
+        self.clips = {row.path for row in rows}
+        self.speakers = set() if clips_alone else {row.speaker for row in rows} - {UNKNOWN_SPEAKER}
+        self.sentences = set() if clips_alone else {sentence_key(row.text) for row in rows}
+
+    def shared(self, row: TableRow) -> str | None:
+        """What the row has in common with the split."""
+        if row.path in self.clips:
+            return "clip"
+        if row.speaker in self.speakers:
+            return "speaker"
+        return "sentence" if sentence_key(row.text) in self.sentences else None
+
+
 def random_rank(key: str, seed: int) -> bytes:
     """A key's place in the random order of a seed: the same whatever else stands beside it."""
     return hashlib.sha256(f"{seed} {key}".encode()).digest()
@@ -191,13 +209,20 @@ class Selection:
             for row in islice(waiting[split], self.n_to_try(split, limits[split]))
         ]:
             self.fetch_batch(batch)
+        self.drops += [drop_row(split, row, "beyond the limit") for split in SPLITS for row in waiting[split]]
+        return self.finish(limits)
+
+    def finish(self, limits: dict[str, int | None]) -> tuple[dict[str, list[Clip]], list[Drop]]:
+        """The clips of each split up to its limit, the others deleted, and what was dropped in all."""
         for split in SPLITS:
             for row, target in self.kept[split][limits[split] :] if limits[split] else []:
                 target.unlink()
                 self.drops.append(drop_row(split, row, "beyond the limit"))
-            self.drops += [drop_row(split, row, "beyond the limit") for row in waiting[split]]
         clips = {
-            split: [Clip(ids[row.path], path.name, row.text, row.speaker) for row, path in kept[: limits[split]]]
+            split: [
+                Clip(path.name.removesuffix(suffix(row.path)), path.name, row.text, row.speaker)
+                for row, path in kept[: limits[split]]
+            ]
             for split, kept in self.kept.items()
         }
         return clips, self.drops

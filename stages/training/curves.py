@@ -34,8 +34,9 @@ class Curves(TrainerCallback):
         for path in (self.training, self.validation):
             shutil.copyfile(folder / path.name, path)
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        clips = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **has: Any) -> None:
+        loader = has["train_dataloader"]
+        clips = len(loader.dataset) * args.gradient_accumulation_steps / len(loader)
         self.bar = StepBar(clips, total=state.max_steps, initial=state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -74,7 +75,7 @@ class StepBar(ProgressBar):
     The speed is that since the start, validation included, so that the time left is what people wait.
     """
 
-    def __init__(self, clips: int, **options: Any):
+    def __init__(self, clips: float, **options: Any):
         self.clips, self.phase, self.loss, self.wer = clips, "train", math.nan, math.nan
         super().__init__(unit="step", smoothing=0, bar_format="{line}", **options)
 

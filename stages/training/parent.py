@@ -10,11 +10,17 @@ SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh"}
 
 
 class Parent:
-    """The process that runs this one under DVC, and the shell between the two; nothing outside of DVC."""
+    """The process that runs this one under DVC, and the shell between the two; nothing outside of DVC.
 
-    def __init__(self) -> None:
+    launched: another process stands between, which began this one as one of several ranks.
+    """
+
+    def __init__(self, launched: bool = False) -> None:
         self.watched: list[psutil.Process] = []
         process = psutil.Process().parent() if "DVC_ROOT" in os.environ else None
+        if launched and process:
+            self.watched.append(process)
+            process = process.parent()
         while process is not None:
             self.watched.append(process)
             process = process.parent() if process.name() in SHELLS else None

@@ -7,14 +7,18 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from stages.params import Train
 from stages.runtime.files import file_digest
 from stages.runtime.imports import reached_modules
+from stages.training.libraries import wanted_libraries
+
+if TYPE_CHECKING:
+    import torch
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "numpy")  # whose versions may shape the weights
+ONE_PROCESS = {"machine": {"ranks": 1}}  # what a run does not say of itself, and one of several processes does
 BY_VALUE = frozenset({"stages.params"})  # whose values count instead of its code
 
 Parts = dict[str, dict[str, Any]]
@@ -38,7 +42,8 @@ class Run:
         """How this run differs from one of other parts: {"params": ["learning_rate: 0.001, was 0.002"], …}."""
         found = {}
         for part, values in self.parts.items():
-            mine, their = flatten_names(values), flatten_names(theirs.get(part, {}))
+            usual = ONE_PROCESS.get(part, {})
+            mine, their = flatten_names(usual | values), flatten_names(usual | theirs.get(part, {}))
             names = sorted(name for name in mine.keys() | their.keys() if mine.get(name) != their.get(name))
             if names:
                 found[part] = [
@@ -52,22 +57,27 @@ def short_name(run: str) -> str:
     return run[:6]
 
 
-def describe_run(params: dict[str, Any], shards: list[Path], base: str, module: str, device: torch.device) -> Run:
-    """The run of these settings, shard folders, base model's digest and training module on this device."""
+def describe_run(
+    settings: Train, shards: list[Path], base: str, module: str, device: "torch.device", ranks: int = 1
+) -> Run:
+    """The run of these settings, shard folders, base model's digest and training module on so many such devices."""
+    libraries = (*LIBRARIES, *wanted_libraries(settings))
     return Run(
         {
-            "params": params,
+            "params": settings.model_dump(mode="json"),
             "shards": {f"{folder.name}/{path.name}": file_digest(path) for folder in shards for path in zips(folder)},
             "base": {"digest": base},
             "code": {name: file_digest(path) for name, path in reached_modules(module, BY_VALUE).items()},
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-            "machine": describe_machine(device),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
+            "machine": describe_machine(device) | ({"ranks": ranks} if ranks > 1 else {}),
         }
     )
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
+def describe_machine(device: "torch.device") -> dict[str, Any]:
     """What of a machine shapes a result: an accelerator's kind, whatever the processor beside it, or the processor."""
+    import torch  # a second that whoever only names runs, such as the uploader of checkpoints, need not wait
+
     if device.type != "cpu":
         return {"accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
     return {

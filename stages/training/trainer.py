@@ -3,33 +3,41 @@
 import contextlib
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, set_seed
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from stages.asr.batches import IGNORED, Batching, BatchItem, ClipDataset, LengthBucketSampler, collate
-from stages.asr.decoding import decode
+from stages.asr.batches import IGNORED, BatchItem, ClipDataset, LengthBucketSampler, collate
+from stages.asr.decoding import batch_by_length, decode_mels
 from stages.asr.device import explain_out_of_memory
 from stages.asr.model import SpeechModel
 from stages.asr.scoring import wer
 from stages.params import Compute, Train
 from stages.runtime.errors import one_line
 from stages.runtime.progress import note, warn
+from stages.training.adapters import adapter_weights, choose_trained, merge_adapters, remove_adapters
 from stages.training.averaging import BestEvaluations, Candidate, Evaluation, Weights, choose_weights
 from stages.training.checkpoints import CheckpointManager, TrainingState, best_name
 from stages.training.ctc import HEAD, add_head, ctc_loss, remove_head
 from stages.training.curves import Curves
 from stages.training.parent import Parent
 from stages.training.pruning import read_pruning
+from stages.training.ranks import Ranks, current_ranks
 from stages.training.resume import Start
 from stages.training.run import short_name
-from stages.training.trial import largest_batch, memory_remedy, random_state_kept
+from stages.training.trial import largest_batches, make_batching, memory_remedy, optimizer_moments, random_state_kept
+
+RANDOM_STATE = "rng_state.pth"  # transformers' name for it
 
 
 class SpeechTrainer(Seq2SeqTrainer):
@@ -37,7 +45,10 @@ class SpeechTrainer(Seq2SeqTrainer):
 
     transformers' ``predict_with_generate`` pads every clip to the full window; this decodes at the trained context.
     Its checkpoints are complete or absent, hold the best weights and the curves so far, and are the manager's to keep.
+    Of several ranks each has one of these, and rank 0's alone writes.
     """
+
+    curves: Curves  # of rank 0
 
     def __init__(
         self,
@@ -51,12 +62,18 @@ class SpeechTrainer(Seq2SeqTrainer):
     ):
         self.speech_model, self.clips, self.validation = speech_model, clips, validation
         self.settings, self.compute = settings, compute
-        self.checkpoints, self.parent = checkpoints, Parent()
-        self.curves = Curves(curves, self.parent)
+        self.ranks = current_ranks()
+        self.checkpoints, self.partial = checkpoints, checkpoints.folder
+        self.parent = Parent(launched=self.ranks.count > 1)
         self.pruning = read_pruning()
+        callbacks: list[TrainerCallback] = []
+        if self.ranks.leads:
+            self.curves = Curves(curves, self.parent)
+            callbacks = [self.curves, *([self.pruning] if self.pruning else [])]
         self.best = BestEvaluations(max(settings.average, 1))
         self.adopted: dict[str, Any] | None = None
         device = speech_model.whisper.device
+        choose_trained(speech_model.whisper, settings)
         if settings.ctc_weight:
             add_head(speech_model, settings.seed)
         self.untried = device.type != "cpu"  # there memory gives way to the disk, and a trial would cost time
@@ -66,9 +83,11 @@ class SpeechTrainer(Seq2SeqTrainer):
             train_dataset=clips,
             eval_dataset=validation,
             data_collator=collate,
-            callbacks=[self.curves, *([self.pruning] if self.pruning else [])],
+            callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
+        if not self.ranks.leads:
+            set_seed(self.ranks.seed(settings.seed))
 
     def run(self, start: Start | None) -> None:
         """Train to the end, from a checkpoint where there is one; raises UserError where memory runs out."""
@@ -76,6 +95,8 @@ class SpeechTrainer(Seq2SeqTrainer):
         # mere warning would leave attention's gradient to chance (ATen's attention_backward.cu).
         torch.use_deterministic_algorithms(True, warn_only=self.args.device.type != "cuda")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by a property
+        if self.args.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 from Ampere on, where precision leaves products in fp32
         with explain_out_of_memory(memory_remedy(self.settings)):
             self.train_from(start)
 
@@ -87,10 +108,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         checkpoint = start.checkpoint
         state = checkpoint.state
         self.adopted = start.adopted or state.adopted
-        kept = [(step, rate, load_file(checkpoint.weights_of(step))) for step, rate in state.best]
-        self.best.entries = [Evaluation(step, rate, tuned_weights(weights)) for step, rate, weights in kept]
-        self.curves.restore(checkpoint.folder)
-        note(f"resuming run {short_name(checkpoint.run)} at step {state.step} of {self.planned_steps()}")
+        if self.ranks.leads:
+            kept = [(step, rate, load_file(checkpoint.weights_of(step))) for step, rate in state.best]
+            self.best.entries = [Evaluation(step, rate, tuned_weights(weights)) for step, rate, weights in kept]
+            self.curves.restore(checkpoint.folder)
+            note(f"resuming run {short_name(checkpoint.run)} at step {state.step} of {self.planned_steps()}")
         if self.pruning and state.pruned:
             self.pruning.pruned = True
         if state.finished or (self.pruning and state.pruned):
@@ -102,19 +124,15 @@ class SpeechTrainer(Seq2SeqTrainer):
         """Optimizer steps of the whole run."""
         if self.settings.max_steps:
             return self.settings.max_steps
-        an_epoch = -(-len(self.clips) // (self.settings.batch_size * self.settings.gradient_accumulation))
+        an_epoch = -(-len(self.make_sampler()) // self.settings.gradient_accumulation)
         return math.ceil((self.settings.epochs or 0) * an_epoch)
 
+    def make_sampler(self) -> LengthBucketSampler:
+        batching = make_batching(self.settings, self.speech_model.window, self.ranks)
+        return LengthBucketSampler(self.clips, batching, self.settings.seed)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
-        settings = self.settings
-        batching = Batching(
-            settings.batch_size,
-            self.speech_model.window,
-            1.0 if settings.context == "full" else settings.full_context_share,
-            settings.filled_window_share,
-            settings.gradient_accumulation,
-        )
-        sampler = LengthBucketSampler(self.clips, batching, settings.seed)
+        sampler = self.make_sampler()
         workers = self.compute.loader_workers
         loader: DataLoader[Any] = self.accelerator.prepare(
             DataLoader(self.clips, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
@@ -127,7 +145,26 @@ class SpeechTrainer(Seq2SeqTrainer):
         if self.untried:
             self.untried = False
             self.try_largest_batch(model)
-        return super().training_step(model, inputs, num_items_in_batch)
+        if len(inputs["labels"]):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:  # an epoch's last step may have no clip for a rank
+            loss = torch.zeros((), device=self.args.device)
+        if self.accelerator.sync_gradients:
+            self.ranks.sum_gradients(model.parameters())
+        return loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """An optimizer step's batches, and how many label tokens those of all ranks have together."""
+        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        assert isinstance(tokens, torch.Tensor)
+        return batches, self.ranks.sum(tokens)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.ranks.count > 1:  # of which each rank has its batches' part
+            logs["loss"] = self.ranks.sum(torch.tensor(logs["loss"], dtype=torch.float64)).item()
+        super().log(logs, start_time)
 
     def try_largest_batch(self, model: torch.nn.Module) -> None:
         """Have memory run out now if it ever will in training; changes neither weights nor random states.
@@ -148,11 +185,11 @@ class SpeechTrainer(Seq2SeqTrainer):
                 self.trial_step(model)
 
     def trial_step(self, model: torch.nn.Module) -> None:
-        """The gradient of the largest batch, beside what the optimizer will hold, and all of it thrown away."""
+        """The gradient of the largest batches, beside what the optimizer will hold, and all of it thrown away."""
         assert self.optimizer is not None
-        moments = [] if self.optimizer.state else [torch.empty_like(weights) for weights in [*model.parameters()] * 2]
-        batch = largest_batch(self.clips, self.settings, self.speech_model.window)
-        super().training_step(model, batch, (batch["labels"] != IGNORED).sum().to(self.args.device))
+        moments = [] if self.optimizer.state else optimizer_moments(model, self.settings.optimizer)
+        for batch in largest_batches(self.clips, self.settings, self.speech_model.window):
+            super().training_step(model, batch, (batch["labels"] != IGNORED).sum().to(self.args.device))
         del moments
         model.zero_grad()
 
@@ -170,6 +207,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         transformers passes the step's count of tokens on to the model, and Whisper pays no heed to it.
         """
         assert num_items_in_batch is not None and not return_outputs
+        if self.settings.gradient_checkpointing == "full_windows":
+            full = inputs["input_features"].shape[-1] == self.speech_model.window
+            for module in model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.gradient_checkpointing = full
         mean, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         share: torch.Tensor = (inputs["labels"] != IGNORED).sum() / num_items_in_batch
         loss: torch.Tensor = mean * share  # in this order: a step of one batch has a share of exactly 1
@@ -181,13 +223,14 @@ class SpeechTrainer(Seq2SeqTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss a token and WER on validation; keeps the weights of the lowest WER, and stops when patience is spent.
 
-        Raises UserError where memory runs out.
+        The ranks share the batches, and rank 0 decides. Raises UserError where memory runs out.
         """
         with self.judging():
-            loss = validation_loss(self.speech_model, self.validation, self.compute.decode_batch_size)
-        rate = self.validation_wer()
-        self.best.add(self.state.global_step, rate, self.weights)
-        self.curves.add_validation(self.state.global_step, loss, rate)
+            loss = validation_loss(self.speech_model, self.validation, self.compute.decode_batch_size, self.ranks)
+        rate = self.validation_wer(self.ranks)
+        if self.ranks.leads:
+            self.best.add(self.state.global_step, rate, self.weights)
+            self.curves.add_validation(self.state.global_step, loss, rate)
         metrics = {"eval_loss": loss, "eval_wer": rate}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         patience = self.settings.patience
@@ -195,6 +238,8 @@ class SpeechTrainer(Seq2SeqTrainer):
             self.control.should_training_stop = self.control.should_save = True
             if self.pruning:
                 self.pruning.pruned = False  # it is at its own end
+        decisions = self.ranks.share((self.control.should_training_stop, self.control.should_save))
+        self.control.should_training_stop, self.control.should_save = decisions
         return metrics
 
     @contextlib.contextmanager
@@ -205,11 +250,18 @@ class SpeechTrainer(Seq2SeqTrainer):
         with remedy, torch.inference_mode(), self.accelerator.autocast():
             yield
 
-    def validation_wer(self) -> float:
-        """In percent, of the weights as they are."""
+    def validation_wer(self, ranks: Ranks) -> float:
+        """In percent, of the weights as they are; these ranks share the batches."""
+        shards, size = self.validation.shards, self.compute.decode_batch_size
+        lengths = [entry.n_frames for entry in shards.entries]
+        batches = ranks.part([*batch_by_length(lengths, size)])
+        mine = [number for batch in batches for number in batch]  # of which decoding makes these same batches again
         with self.judging():
-            hypotheses = decode(self.speech_model, self.validation.shards, self.compute.decode_batch_size)
-        return wer([entry.text for entry in self.validation.shards.entries], hypotheses)
+            texts = decode_mels(
+                self.speech_model, [lengths[number] for number in mine], lambda at: shards.mel(mine[at]), size
+            )
+        hypotheses = ranks.merge(dict(zip(mine, texts, strict=True)))
+        return wer([entry.text for entry in shards.entries], [*hypotheses.values()])
 
     def weights(self) -> Weights:
         """A copy of the weights now."""
@@ -221,7 +273,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         base: the weights that training started from, asked for where the settings try to mix them in.
         """
         remove_head(self.speech_model)
-        chosen, wers = choose_weights(self.best.entries, self.settings.interpolate, base, self.judge)
+        best, whisper = self.best.entries, self.speech_model.whisper
+        if self.settings.lora.rank:
+            best = [replace(entry, weights=tuned_weights(merge_adapters(whisper, entry.weights))) for entry in best]
+            remove_adapters(whisper)
+        chosen, wers = choose_weights(best, self.settings.interpolate, base, self.judge)
         self.load_weights(chosen.weights)
         return chosen, wers
 
@@ -229,7 +285,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         """The validation WER of weights, which the model has from then on."""
         self.parent.check()
         self.load_weights(weights)
-        return self.validation_wer()
+        return self.validation_wer(Ranks())  # the others have ended with the training
 
     def load_weights(self, weights: Weights) -> None:
         self.speech_model.whisper.load_state_dict(weights, strict=False)  # the tied projection is not among them
@@ -247,11 +303,19 @@ class SpeechTrainer(Seq2SeqTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Where transformers would write a checkpoint piece by piece, have a whole one written."""
-        self.checkpoints.save(self.state.global_step, lambda folder: self.write_checkpoint(folder, model))
+        others = self.ranks.gather(self.random_state())[1:] if self.ranks.count > 1 else []
+        if self.ranks.leads:
+            step = self.state.global_step
+            self.checkpoints.save(step, lambda folder: self.write_checkpoint(folder, model, others))
 
-    def write_checkpoint(self, folder: Path, model: torch.nn.Module) -> None:
-        """transformers' own files, the best weights, the curves, and what we know beside them."""
+    def write_checkpoint(self, folder: Path, model: torch.nn.Module, random_states: list[bytes]) -> None:
+        """transformers' own files, the best weights, the curves, and what we know beside them.
+
+        random_states: of ranks 1, 2 and so on; transformers writes rank 0's.
+        """
         self.partial = folder
+        for rank, state in enumerate(random_states, start=1):
+            (folder / random_state_name(rank)).write_bytes(state)
         super()._save_checkpoint(model, None)
         theirs = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         for path in theirs.iterdir():
@@ -271,8 +335,38 @@ class SpeechTrainer(Seq2SeqTrainer):
                     continue
             save_file(entry.weights, target)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Where adapters are trained, save what is trained alone: the rest is the base's."""
+        if self.settings.lora.rank:
+            state_dict = {
+                name: value for name, value in self.speech_model.whisper.named_parameters() if value.requires_grad
+            }
+        super()._save(output_dir, state_dict)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.partial)
+
+    def random_state(self) -> bytes:
+        """What transformers keeps of the random generators of this rank, as it writes it."""
+        with tempfile.TemporaryDirectory() as place:
+            self._save_rng_state(place)
+            return (Path(place) / RANDOM_STATE).read_bytes()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Each rank's own; one that the checkpoint does not know, because another run was adopted, keeps its seed's."""
+        if self.ranks.leads or checkpoint is None:
+            super()._load_rng_state(checkpoint)
+            return
+        own = Path(checkpoint) / random_state_name(self.ranks.rank)
+        if own.exists():
+            with tempfile.TemporaryDirectory() as place:
+                shutil.copyfile(own, Path(place) / RANDOM_STATE)
+                super()._load_rng_state(place)
+
+
+def random_state_name(rank: int) -> str:
+    """The file of a checkpoint with the random generators of a rank other than 0."""
+    return f"rng_state_{rank}.pth"
 
 
 def weights_of(whisper: torch.nn.Module) -> Weights:
@@ -281,9 +375,12 @@ def weights_of(whisper: torch.nn.Module) -> Weights:
 
 
 def tuned_weights(state: Weights) -> Weights:
-    """Weights as ``save_pretrained`` names them, without CTC's and the projection tied to the embedding."""
+    """Weights as ``save_pretrained`` names them, without CTC's and the projection tied to the embedding.
+
+    Of a model with adapters theirs alone.
+    """
     passed_by = ("proj_out.weight", f"{HEAD}.weight", f"{HEAD}.bias")
-    return {name: value for name, value in state.items() if name not in passed_by}
+    return adapter_weights(state) or {name: value for name, value in state.items() if name not in passed_by}
 
 
 def regularisation(settings: Train) -> dict[str, float]:
@@ -322,7 +419,8 @@ def training_arguments(
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
-        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.gradient_checkpointing != "none",
+        optim="adamw_torch_fused" if settings.optimizer == "adamw" else "adamw_bnb_8bit",
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
@@ -340,17 +438,20 @@ def training_arguments(
 
 
 @torch.inference_mode()
-def validation_loss(model: SpeechModel, clips: ClipDataset, batch_size: int) -> float:
-    """Mean cross-entropy a label token over a split, in nats."""
+def validation_loss(model: SpeechModel, clips: ClipDataset, batch_size: int, ranks: Ranks) -> float:
+    """Mean cross-entropy a label token over a split, in nats; the ranks share the batches."""
     frames = clips.frames()
     order = sorted(range(len(clips)), key=frames.__getitem__)
-    total, tokens = 0.0, 0
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    sums: dict[int, tuple[float, int]] = {}
+    for at, places in ranks.part([*enumerate(batches)]):
         longest = min(frames[places[-1]], model.window) if model.context == "clip" else model.window
         batch = collate([clips[BatchItem((place,), longest)] for place in places])
         count = int((batch["labels"] != IGNORED).sum())
         inputs = {name: value.to(model.whisper.device) for name, value in batch.items()}
-        total += count * model.whisper(**inputs).loss.item()
+        sums[at] = count * model.whisper(**inputs).loss.item(), count
+    total, tokens = 0.0, 0
+    for loss, count in ranks.merge(sums).values():
+        total += loss
         tokens += count
     return total / tokens

@@ -6,35 +6,75 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import nn
 
-from stages.asr.batches import BatchItem, ClipDataset, collate
-from stages.asr.decoding import on_grid
+from stages.asr.batches import Batching, BatchItem, ClipDataset, collate
+from stages.asr.decoding import GRID
+from stages.asr.mel import FRAMES_PER_SECOND
 from stages.params import Train
+from stages.training.ranks import Ranks
 
 
-def largest_batch(clips: ClipDataset, settings: Train, window: int) -> dict[str, torch.Tensor]:
-    """What ``collate`` gives for a batch that no batch of the run exceeds, in frames or in tokens.
+def make_batching(settings: Train, window: int, ranks: Ranks | None = None) -> Batching:
+    """The settings' batches for a model of a window of so many frames, of which a rank has its part."""
+    ranks = ranks or Ranks()
+    return Batching(
+        settings.batch_size,
+        window,
+        1.0 if settings.context == "full" else settings.full_context_share,
+        settings.filled_window_share,
+        settings.gradient_accumulation,
+        ranks.count,
+        ranks.rank,
+        int(settings.batch_seconds * FRAMES_PER_SECOND) if settings.batch_seconds else None,
+    )
 
-    A filled window has more tokens than these, in as many fewer rows.
+
+def largest_batches(clips: ClipDataset, settings: Train, window: int) -> list[dict[str, torch.Tensor]]:
+    """What ``collate`` gives for batches that take as much memory as any of the run, in frames and in tokens.
+
+    One without batch_seconds; with it that of the longest windows, and that of the most clips. A filled window has more
+    tokens than these, in as many fewer rows.
     """
-    full = settings.context == "full" or settings.full_context_share > 0
-    longest = max(clips.frames())
-    longest = on_grid(clips.variation.augment.longest(longest))
-    n_frames = window if full else min(longest, window)
+    batching = make_batching(settings, window)
+    longest = window if batching.full_share else max(clips.most_frames())
+    lengths = {longest}
+    if batching.most_frames and batching.full_share < 1:
+        shorter = max(batching.most_frames // settings.batch_size // GRID, 1) * GRID
+        lengths.add(min(shorter, max(clips.most_frames())))
     wordiest = sorted(range(len(clips)), key=lambda place: len(clips.labels[place]), reverse=True)
-    return collate([clips[BatchItem((place,), n_frames)] for place in wordiest[: settings.batch_size]])
+    return [
+        collate([clips[BatchItem((place,), n_frames)] for place in wordiest[: batching.limit(n_frames)]])
+        for n_frames in sorted(lengths)
+    ]
+
+
+def optimizer_moments(model: nn.Module, optimizer: str) -> list[torch.Tensor]:
+    """Memory for what the optimizer will hold of the weights that are trained: two moments each.
+
+    In 8 bits a byte a value, but for embeddings, whose moments transformers leaves in float32.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return [
+        torch.empty_like(weights, dtype=None if optimizer == "adamw" or id(weights) in embeddings else torch.uint8)
+        for weights in model.parameters()
+        if weights.requires_grad
+        for _ in range(2)
+    ]
 
 
 def memory_remedy(settings: Train) -> str:
     """What to change in params.yaml where training needs more memory than there is."""
     size, accumulation = settings.batch_size, settings.gradient_accumulation
     remedies = []
-    if size > 1:
+    if settings.batch_seconds:
+        remedies.append(f"lower train.batch_seconds ({settings.batch_seconds:g})")
+    elif size > 1:
         remedies.append(
             f"lower train.batch_size ({size}) and raise train.gradient_accumulation ({accumulation}) by the same factor"
         )
-    if not settings.gradient_checkpointing:
-        remedies.append("set train.gradient_checkpointing: true")
+    if settings.gradient_checkpointing != "all":
+        remedies.append("set train.gradient_checkpointing: all")
     if settings.context == "clip" and settings.full_context_share > 0:
         remedies.append(f"set train.full_context_share: 0 (now {settings.full_context_share:g})")
     return ", or ".join(remedies or ["train a smaller model, whisper.base"])

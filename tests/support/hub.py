@@ -3,7 +3,7 @@
 As the Hub does, it lists a commit's tree, answers HEAD and GET for a file with ETag and X-Repo-Commit, sends large
 files (weights) through a redirect to its store, and says in X-Error-Code what is unknown. It takes commits from the
 owners of tokens: looks at a card's head, says which files are large, has those put into its store, and makes a commit
-of what it is told, whole or not at all. A Space's id is ``spaces/user/name``.
+of what it is told, whole or not at all. A Space's id is ``spaces/user/name``, a data set's ``datasets/user/name``.
 """
 
 import base64
@@ -16,15 +16,17 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import parse_qs, unquote
 
 from tools.publish.metadata import metadata_errors, read_metadata
 
-LARGE = (".safetensors", ".bin")  # kept outside of Git, as the Hub's repositories do
-API, REPO, REVISION = r"/api/(?P<kind>models|spaces)", r"/(?P<repo>[^/]+/[^/]+)", r"/(?P<revision>[^/?]+)"
+LARGE = (".safetensors", ".bin", ".parquet")  # kept outside of Git, as the Hub's repositories do
+API, REPO, REVISION = r"/api/(?P<kind>models|spaces|datasets)", r"/(?P<repo>[^/]+/[^/]+)", r"/(?P<revision>[^/?]+)"
 ROUTES = {
     "info": rf"{API}{REPO}(/revision{REVISION})?",
-    "tree": rf"{API}{REPO}/tree{REVISION}",
-    "resolve": rf"(?P<kind>/spaces|){REPO}/resolve{REVISION}/(?P<name>.+)",
+    "tree": rf"{API}{REPO}/tree{REVISION}(/(?P<below>.+))?",
+    "paths_info": rf"{API}{REPO}/paths-info{REVISION}",
+    "resolve": rf"(?P<kind>/spaces|/datasets|){REPO}/resolve{REVISION}/(?P<name>.+)",
     "store": r"/store/(?P<digest>[0-9a-f]{64})",
     "create": r"/api/repos/create",
     "validate": r"/api/validate-yaml",
@@ -33,11 +35,12 @@ ROUTES = {
     "commit": rf"{API}{REPO}/commit{REVISION}",
 }
 METHODS = {"store": ("GET", "HEAD", "PUT")} | dict.fromkeys(("info", "tree", "resolve"), ("GET", "HEAD"))
+KINDS = ("spaces", "datasets")  # of repositories, beside models
 Repos = dict[str, dict[str, Path]]  # by id and commit, a folder of files
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves repositories; ``asked`` has every request, ``HEAD /…``, in order.
+    """Serves repositories; ``asked`` has every request, ``HEAD /…``, in order, ``sent`` the bytes of all answers.
 
     heads: each repository's newest commit, which is ``main``. tokens: whose name each stands for. broken: the status
     that a route answers instead of doing its work, 0 where it hangs up.
@@ -49,6 +52,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos, self.tokens, self.folder = repos, tokens, folder
         self.asked: list[str] = []
+        self.sent = 0
         self.broken: dict[str, int] = {}
         self.messages: dict[str, str] = {}  # by commit
         self.heads = {repo: list(commits)[-1] for repo, commits in repos.items() if commits}
@@ -89,7 +93,8 @@ class Handler(BaseHTTPRequestHandler):
                     return None
                 given = match.groupdict()
                 if "repo" in given:
-                    given["repo"] = "spaces/" * ("spaces" in given.pop("kind")) + given["repo"]
+                    given["repo"] = "".join(f"{kind}/" for kind in KINDS if kind in given["kind"]) + given["repo"]
+                    del given["kind"]
                 return getattr(self, route)(**given)
         return self.answer(404)
 
@@ -101,16 +106,32 @@ class Handler(BaseHTTPRequestHandler):
             readme = folder / "README.md"
             card = {"cardData": read_metadata(readme.read_text())} if readme.exists() else {}
             sha = self.commit_of(repo, revision or "main")
-            self.answer_json({"id": repo.removeprefix("spaces/"), "sha": sha, "siblings": siblings} | card)
+            name = "/".join(repo.split("/")[-2:])
+            self.answer_json({"id": name, "sha": sha, "siblings": siblings} | card)
 
-    def tree(self, repo: str, revision: str) -> None:
+    def tree(self, repo: str, revision: str, below: str | None) -> None:
+        """All files below a folder, or what lies in it; the latter with its folders."""
+        if not (folder := self.commit_folder(repo, revision)):
+            return
+        start = folder / unquote(below or "")
+        if not start.is_dir():
+            return self.answer(404, {"X-Error-Code": "EntryNotFound"})
+        deep = "recursive=true" in self.path.lower()
+        inside = start.rglob("*") if deep else start.iterdir()
+        names = [path.relative_to(folder).as_posix() for path in sorted(inside)]
+        return self.answer_json([describe(name, folder / name) for name in names])
+
+    def paths_info(self, repo: str, revision: str) -> None:
         if folder := self.commit_folder(repo, revision):
-            self.answer_json([describe(name, path) for name, path in files(folder).items()])
+            asked = parse_qs(self.body.decode())
+            names = asked.get("paths") or json.loads(self.body)["paths"]
+            there = [name.strip("/") for name in names if (folder / name.strip("/")).exists()]
+            self.answer_json([describe(name, folder / name) for name in there])
 
     def resolve(self, repo: str, revision: str, name: str) -> None:
         if not (folder := self.commit_folder(repo, revision)):
             return
-        path, commit = folder / name, {"X-Repo-Commit": self.commit_of(repo, revision)}
+        path, commit = folder / unquote(name), {"X-Repo-Commit": self.commit_of(repo, revision)}
         if not path.is_file():
             self.answer(404, {"X-Error-Code": "EntryNotFound", **commit})
         elif path.suffix in LARGE:
@@ -119,11 +140,11 @@ class Handler(BaseHTTPRequestHandler):
             store = f"http://localhost:{self.server.server_port}"  # another host, as the Hub's own store is
             self.answer(302, {"Location": f"{store}/store/{digest}", **linked, **commit})
         else:
-            self.answer(200, {"ETag": f'"{blob_id(path)}"', **commit}, path.read_bytes())
+            self.answer_part({"ETag": f'"{blob_id(path)}"', **commit}, path)
 
     def store(self, digest: str) -> None:
         if self.command != "PUT":
-            return self.answer(200, {"ETag": f'"{digest}"'}, self.server.store[digest].read_bytes())
+            return self.answer_part({"ETag": f'"{digest}"'}, self.server.store[digest])
         if hashlib.sha256(self.body).hexdigest() != digest:
             return self.answer(400)
         self.server.store[digest] = self.server.folder / digest
@@ -208,6 +229,15 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": message})
         return self.server.repos[repo].get(commit)
 
+    def answer_part(self, headers: dict[str, str], path: Path) -> None:
+        """Send a file, or the bytes of it that are asked for."""
+        content = path.read_bytes()
+        if not (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
+            return self.answer(200, {"Accept-Ranges": "bytes"} | headers, content)
+        begin, end = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+        span = {"Content-Range": f"bytes {begin}-{end}/{len(content)}"}
+        return self.answer(206, span | headers, content[begin : end + 1])
+
     def answer_json(self, content: object, status: int = 200) -> None:
         self.answer(status, {"Content-Type": "application/json"}, json.dumps(content).encode())
 
@@ -218,6 +248,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+            self.server.sent += len(body)
 
     def log_message(self, *_) -> None:
         """Tests read ``asked`` instead."""
@@ -236,7 +267,9 @@ def plan(name: str, there: dict[str, Path]) -> dict:
 
 
 def describe(name: str, path: Path) -> dict:
-    """A file's line in a tree."""
+    """A file's or a folder's line in a tree."""
+    if path.is_dir():
+        return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0}
     size = path.stat().st_size
     large = {"lfs": {"oid": sha256(path), "size": size, "pointerSize": 134}} if path.suffix in LARGE else {}
     return {"type": "file", "path": name, "oid": blob_id(path), "size": size, **large}

@@ -84,6 +84,18 @@ def copy_repository(folder: Path) -> Path:
     return folder
 
 
+def finish_pipeline(folder: Path) -> Path:
+    """A repository in which the pipeline has run with a tiny model, committed, and pushed to a folder beside it."""
+    copy_repository(folder)
+    set_params(folder, TINY)
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, "dvc", "remote", "add", "-d", "local", str(folder.parent / "remote"))
+    run(folder, "dvc", "repro")
+    commit(folder)
+    run(folder, "dvc", "push")
+    return folder
+
+
 def with_store(folder: Path) -> Path:
     """A repository with nothing in it, whose remote ``store`` is a folder beside it."""
     folder.mkdir()

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import os
 import runpy
 import shutil
@@ -21,7 +22,7 @@ SETTINGS = {
     "train.warmup_steps": 2,
     "train.max_steps": 60,
     "train.log_every": 1,
-    "train.eval_every": 6,
+    "train.eval_every": 12,
     "train.save_every": 4,
     "train.dropout": 0.1,
     "train.gradient_accumulation": 2,
@@ -49,12 +50,13 @@ class Training(ForkServerProcess):
         self.arguments, self.log, self.env = arguments, log, env
 
     def run(self) -> None:
+        gc.freeze()  # what was imported is no garbage
         os.environ.clear()
         os.environ.update(self.env)
         with self.log.open("a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-        sys.argv[1:] = self.arguments
+        sys.argv[1:] = ["train", *self.arguments]
         try:
             runpy.run_module("stages", run_name="__main__", alter_sys=True)
         finally:
@@ -74,7 +76,7 @@ class Training(ForkServerProcess):
 def start(place: Path, name: str, params: Path | None = None, **env: str) -> Training:
     """Begin, or begin again, a run with outs and a store of its own below place/name."""
     environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | env
-    process = Training(prepare(place, name, params), place / name / "log", environment)
+    process = Training(arguments(place, name, params), place / name / "log", environment)
     get_context("forkserver").set_forkserver_preload(["stages.train", "tests.support.training"])
     with contextlib.chdir(ROOT):
         process.start()
@@ -82,8 +84,8 @@ def start(place: Path, name: str, params: Path | None = None, **env: str) -> Tra
     return process
 
 
-def prepare(place: Path, name: str, params: Path | None = None) -> list[str]:
-    """Have a run's folder as DVC leaves it before a stage runs; returns the words that follow ``python -m stages``."""
+def arguments(place: Path, name: str, params: Path | None = None) -> list[str]:
+    """The command's, for a run with outs and a store of its own below place/name; deletes outs, as DVC does before."""
     run = place / name
     options = {
         "params": params or place / "params.yaml",
@@ -101,7 +103,7 @@ def prepare(place: Path, name: str, params: Path | None = None) -> list[str]:
     for out in ("tuned", "curves"):
         shutil.rmtree(run / out, ignore_errors=True)
     run.mkdir(exist_ok=True)
-    return ["train", *(word for option, value in options.items() for word in (f"--{option}", str(value)))]
+    return [word for option, value in options.items() for word in (f"--{option}", str(value))]
 
 
 def wait_for(process: subprocess.Popen | Training, condition: Callable[[], object]) -> None:

@@ -10,8 +10,8 @@ SHARE = 0.08
 SHIFT_FRAMES = 2  # within which shifts are one
 PIECE = 800  # samples, 50 ms
 LOUD = 1e-3  # of the loudest pieces' energy: what is softer is noise, or another encoder's
-ALIKE = 0.9  # correlation of two pieces that are one: of noise 6 dB below the speech; of other recordings at most 0.5
-SAME = 0.9  # the share of two recordings' pieces that are one
+ALIKE = 0.6  # correlation of two pieces that are one: a lossy encoding leaves no more of a soft s or f
+SAME = 0.9  # the share of two recordings' pieces that are one: of others with a word in common three quarters
 SHORTER = 0.75  # of the longer one's speech, at least: a word of a sentence is not the sentence
 
 
@@ -35,12 +35,14 @@ def find_candidates(landmarks: Sequence[np.ndarray]) -> list[tuple[int, int]]:
         same = (hashes[lag:] == hashes[:-lag]) & (clips[lag:] != clips[:-lag])
         if not (hashes[lag:] == hashes[:-lag]).any():
             break
-        shift = (frames[lag:] - frames[:-lag])[same] // SHIFT_FRAMES
-        found.append(np.stack([clips[:-lag][same], clips[lag:][same], shift], axis=1))
+        shift = (frames[lag:] - frames[:-lag])[same]
+        for around in (shift, shift + SHIFT_FRAMES // 2):  # whichever of two neighbours falls into one
+            steps = 2 * (around // SHIFT_FRAMES) + (around is not shift)
+            found.append(np.stack([clips[:-lag][same], clips[lag:][same], steps], axis=1))
     if not found:
         return []
     pairs, counts = np.unique(np.concatenate(found), axis=0, return_counts=True)
-    lengths = np.array([len(one) for one in landmarks])
+    lengths = np.bincount(clips, minlength=len(landmarks))
     fewer = np.minimum(lengths[pairs[:, 0]], lengths[pairs[:, 1]])
     enough = pairs[counts >= np.maximum(FEWEST, SHARE * fewer)][:, :2]
     return [(int(one), int(other)) for one, other in np.unique(enough, axis=0)]

@@ -219,7 +219,7 @@ def sentence_findings(clips: Sequence[AuditedClip], notes: list[str]) -> list[Fi
     words = [sentence_key(one.clip.text).split() for one in clips]
     in_train = [number for number, one in enumerate(clips) if one.split == "train"]
     guarded = [number for number, one in enumerate(clips) if one.split != "train"]
-    found = []
+    found: list[Finding] = []
     for what, keys in (("the sentence", whole), ("all but a word of the sentence", all_but_a_word)):
         known = {key: number for number in in_train for key in keys(words[number])}
         pairs = [

@@ -65,8 +65,8 @@ def score_texts(
         parallel_map(partial(read_mel, n_mels=n_mels), [paths[number] for number in usable], scoring.processes),
         strict=True,
     )
-    bar = ProgressBar(mels, total=len(usable), unit="clip", desc="model")
-    while batch := list(islice(bar, scoring.batch_size)):
+    rows = iter(ProgressBar(mels, total=len(usable), unit="clip", desc="model"))
+    while batch := list(islice(rows, scoring.batch_size)):
         heard = [
             (number, mel, label) for number, mel in batch if mel is not None and (label := labels[number]) is not None
         ]

@@ -30,6 +30,7 @@ TERMS = {
         "Its terms forbid sharing its audio, and trying to identify its speakers."
     ),
     "folder": "Recordings of our own, which are not published.",
+    "hub": "Its page on the Hugging Face Hub says on what terms it may be used.",
 }
 
 
@@ -69,7 +70,7 @@ def model_card(release: Release, repo: str, license: str) -> "ModelCard":
         pipeline_tag="automatic-speech-recognition",
         base_model=release.base,
         base_model_relation="finetune" if release.base else None,
-        datasets=["common_voice"] if release.corpus == "common_voice" else None,
+        datasets=release.datasets,
         metrics=["wer", "cer"],
         tags=["whisper", MARK, *(["synthetic"] if release.corpus == "synthetic" else [])],
         model_name=title,
@@ -105,9 +106,9 @@ def eval_results(release: Release) -> "list[EvalResult]":
         EvalResult(
             task_type="automatic-speech-recognition",
             task_name="Speech recognition",
-            dataset_type=settings["path"] if release.corpus == "folder" else release.corpus,
+            dataset_type=settings.get("path") or settings.get("id") or release.corpus,
             dataset_name=release.version.data,
-            dataset_config=settings.get("locale"),
+            dataset_config=settings.get("locale") or settings.get("config"),
             dataset_split="test",
             metric_type=kind,
             metric_name=name,

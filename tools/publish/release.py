@@ -60,8 +60,15 @@ class Release:
 
     @property
     def corpus(self) -> str:
-        """synthetic, common_voice or folder."""
+        """synthetic, common_voice, folder or hub."""
         return self.params["download"]["corpus"]
+
+    @property
+    def datasets(self) -> list[str] | None:
+        """The corpus as the Hub knows it; None where it does not."""
+        if self.corpus == "hub":
+            return [self.params["download"]["hub"]["id"]]
+        return ["common_voice"] if self.corpus == "common_voice" else None
 
     @property
     def window(self) -> int:

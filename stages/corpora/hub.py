@@ -1,0 +1,196 @@
+"""Any speech data set of the Hugging Face Hub, at one commit: its own splits, its audio as it came.
+
+Where a split has a limit, all are streamed: what is not wanted is not fetched. Else they come through Hugging Face's
+cache.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from stages.asr.clips import SPLITS, Clip, Drop, clean_text
+from stages.corpora.archive import MAX_CLIP_BYTES
+from stages.corpora.local import Rejection, copy_stream
+from stages.corpora.selection import (
+    UNKNOWN_SPEAKER,
+    Selection,
+    SplitIndex,
+    TableRow,
+    drop_row,
+    filter_rows,
+    suffix,
+)
+from stages.params import Hub
+from stages.runtime.errors import UserError, one_line
+from stages.runtime.progress import ProgressBar
+
+Audio = dict[str, Any]  # undecoded, as ``datasets`` gives it: bytes, and the path where they came from, or one of them
+
+
+def collect(settings: Hub, folder: Path, processes: int) -> tuple[dict[str, list[Clip]], list[Drop]]:
+    """Bring a data set's clips to ``folder/<split>/audio``, as they came; its clips by split, and the drops.
+
+    A limit takes the first clips that can be used, in the data set's order, so that a raised one keeps them, and lists
+    none beyond those that were fetched. Clips whose speaker or sentence test has stay out of validation, and those that
+    either has out of train, as far as they were read.
+    Raises UserError where the data set, its commit, configuration, a split or a column cannot be had.
+    """
+    builder = open_dataset(settings)
+    limits: dict[str, int | None] = {split: getattr(settings, split).limit for split in SPLITS}
+    rejected: dict[str, Rejection] = {}
+    selection = Selection(folder, processes, settings.min_seconds, settings.max_seconds, lambda _: rejected)
+    guards: dict[str, SplitIndex] = {}
+    for split in reversed(SPLITS):
+        place = folder / split / "audio"
+        place.mkdir(parents=True, exist_ok=True)
+        read: list[TableRow] = []
+        usable = keep_apart(read_rows(builder, settings, split), split, guards, read, selection.drops)
+        brought = bring_rows(usable, settings, place, rejected)
+        while batch := list(islice(brought, selection.n_to_try(split, limits[split]))):
+            selection.fetch_batch([(split, row, place / row.path) for row in batch])
+        guards[split] = SplitIndex(read, clips_alone=False)
+    return selection.finish(limits)
+
+
+def read_rows(builder: Any, settings: Hub, split: str) -> Iterator[tuple[TableRow, Audio]]:
+    """The rows of a split, the Hub's splits one after another, each with its audio."""
+    number, section = 0, getattr(settings, split)
+    with ProgressBar(unit="clip", desc=f"fetch {split}", total=section.limit) as bar:
+        for name in section.splits:
+            for at, example in enumerate(read_examples(builder, settings, name)):
+                audio = as_audio(example[settings.audio])
+                path = f"{split}-{number:06}{suffix(as_text(audio.get('path')))}"
+                speaker = clean_text(as_text(example.get(settings.speaker or "")))
+                text = clean_text(as_text(example[settings.text]))
+                yield TableRow(path, text, speaker or UNKNOWN_SPEAKER, f"{name} row {at}"), audio
+                number += 1
+                bar.update()
+
+
+def keep_apart(
+    rows: Iterator[tuple[TableRow, Audio]],
+    split: str,
+    guards: dict[str, SplitIndex],
+    read: list[TableRow],
+    drops: list[Drop],
+) -> Iterator[tuple[TableRow, Audio]]:
+    """The rows that have a text and share nothing with the guarding splits; all with a text go to ``read``."""
+    for row, audio in rows:
+        kept, found = filter_rows(split, [row])
+        drops += found
+        read += kept
+        shared = [f"{what} in {guard}" for guard, index in guards.items() if (what := index.shared(row))]
+        if kept and shared:
+            drops.append(drop_row(split, row, shared[0]))
+        elif kept:
+            yield row, audio
+
+
+def bring_rows(
+    rows: Iterator[tuple[TableRow, Audio]], settings: Hub, place: Path, rejected: dict[str, Rejection]
+) -> Iterator[TableRow]:
+    """The rows, each as soon as its audio lies at its path below place; why it does not, ``rejected`` says."""
+    for row, audio in rows:
+        if problem := write_audio(audio, place / row.path, settings):
+            rejected[row.path] = problem
+        yield row
+
+
+@contextmanager
+def told(settings: Hub, what: str) -> Iterator[None]:
+    """Tell what keeps the Hub from giving something, as UserError."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except (DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError, ImportError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # of what went wrong in preparing
+        place = f"{settings.id} at {settings.revision}"
+        raise UserError(f"download.hub: {what} of {place} cannot be had: {one_line(cause)}") from None
+
+
+def open_dataset(settings: Hub) -> Any:
+    """The data set at its commit, of which nothing has been fetched but its description."""
+    from datasets import load_dataset_builder
+
+    with told(settings, f"configuration {settings.config}" if settings.config else "the only configuration"):
+        builder = load_dataset_builder(settings.id, settings.config, revision=settings.revision)
+    if is_folder(builder):
+        builder.BASE_FEATURE = named_audio()
+    return builder
+
+
+def is_folder(builder: Any) -> bool:
+    """Whether the data set is a folder of audio files and a table."""
+    return hasattr(builder, "BASE_FEATURE")
+
+
+def read_examples(builder: Any, settings: Hub, name: str) -> Iterator[dict[str, Any]]:
+    """The examples of one of the Hub's splits in their order, audio undecoded; raises UserError as ``collect`` does."""
+    import datasets
+
+    wanted = [column for column in (settings.audio, settings.text, settings.speaker) if column]
+    limits = (settings.train.limit, settings.validation.limit, settings.test.limit)
+    with told(settings, f"split {name}"):
+        if is_folder(builder) or any(limits):
+            data = builder.as_streaming_dataset(name).decode(False)
+        else:
+            builder.download_and_prepare()
+            data = builder.as_dataset(name)
+            for column in {settings.audio} & set(data.column_names):
+                data = data.cast_column(column, datasets.Audio(decode=False))
+        for example in data:
+            if missing := [column for column in wanted if column not in example]:
+                there = ", ".join(example)
+                raise UserError(f"download.hub: {settings.id} has no column {missing[0]}; split {name} has {there}")
+            yield example
+
+
+def named_audio() -> type:
+    """The kind of column that names an audio file; ``datasets``'s own wants a decoder only to write the name down."""
+    import datasets
+
+    class NamedAudio(datasets.Audio):
+        def encode_example(self, value: object) -> Audio:
+            return {"bytes": None, "path": as_text(value)}
+
+    return NamedAudio
+
+
+def as_audio(value: object) -> Audio:
+    """Audio, in whichever way a data set stores it."""
+    if isinstance(value, dict):
+        return value
+    return {"bytes": value, "path": None} if isinstance(value, bytes) else {"bytes": None, "path": value}
+
+
+def as_text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def write_audio(audio: Audio, target: Path, settings: Hub) -> Rejection | None:
+    """Put a clip's bytes, or the file of the data set that it names, at target; returns why it cannot be had."""
+    data, path = audio.get("bytes"), as_text(audio.get("path"))
+    if data is None:
+        root = f"hf://datasets/{settings.id}@{settings.revision}/"
+        if not path:
+            return Rejection("missing", "neither bytes nor a path")
+        if not path.startswith(root):  # a table could name any file of this machine
+            return Rejection("outside the archive", f"{path!r} is no file of the data set")
+        data = read_file(settings, path.removeprefix(root))
+    if len(data) > MAX_CLIP_BYTES:
+        return Rejection("too large", f"{len(data):,} bytes")
+    copy_stream(io.BytesIO(data), target)
+    return None
+
+
+def read_file(settings: Hub, name: str) -> bytes:
+    """A file of the data set, through Hugging Face's cache; raises UserError where it cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    with told(settings, name):
+        return Path(hf_hub_download(settings.id, name, repo_type="dataset", revision=settings.revision)).read_bytes()
