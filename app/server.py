@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import gradio
+import httpx
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -162,6 +163,14 @@ def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: 
             raise
         raise UserError(
             f"port {port} on {host} is not available: another program may be using it; choose one with --port"
+        ) from None
+    except (ValueError, httpx.TransportError) as error:  # gradio asks its page whether it is there, and waits 3 s
+        if isinstance(error, ValueError) and "localhost is not accessible" not in str(error):
+            raise
+        page.close(verbose=False)
+        raise UserError(
+            "the page did not answer its own computer: that may be too busy, so try again; else check the variables"
+            " http_proxy and no_proxy"
         ) from None
     if share_url:
         visitors.names.add(host_name(urlsplit(share_url).netloc))

@@ -74,10 +74,13 @@ def expected(demo: Demo, path: Path, name: str = "tuned") -> str:
         return " ".join(segment.text for _, segment in steps if segment)
 
 
-def ask(demo: Demo, path: str, body: bytes = b"", method: str = "GET", kind: str = "") -> tuple[int, bytes]:
+def ask(
+    demo: Demo, path: str, body: bytes = b"", method: str = "GET", kind: str = "", language: str = "en"
+) -> tuple[int, bytes]:
     """The status and body of one request, whose path goes out as it stands."""
     connection = http.client.HTTPConnection(urlsplit(demo.url).netloc, timeout=PATIENCE)
-    connection.request(method, path, body, {"Content-Type": kind} if kind else {})
+    headers = {"Accept-Language": language} | ({"Content-Type": kind} if kind else {})
+    connection.request(method, path, body, headers)
     reply = connection.getresponse()
     return reply.status, reply.read()
 
@@ -202,6 +205,8 @@ def test_larger_than_allowed_is_not_taken(models, tmp_path):
             body = head + bytes(size) + b"\r\n--x--\r\n"
             kind = "multipart/form-data; boundary=x"
             assert ask(demo, "/gradio_api/upload", body, "POST", kind)[0] == status
+        told = ask(demo, "/gradio_api/upload", body, "POST", kind, language="sv-SE")[1].decode()
+        assert told == "En fil får ha 1 MB: skicka en kortare, eller som mp3."
 
 
 def test_a_full_queue_turns_people_away(models, clips, tmp_path):
@@ -383,6 +388,18 @@ def test_a_port_that_is_taken_is_told_of(models, demo, tmp_path):
         server.serve_page(
             page.build_page(models, demo.settings, None, None), demo.settings, "127.0.0.1", taken, share=False
         ),
+    ):
+        pass
+
+
+def test_a_page_that_cannot_be_reached_is_told_of(models, demo, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    blocks = page.build_page(models, demo.settings, None, None)
+    with (
+        pytest.raises(UserError, match=r"did not answer .* http_proxy"),
+        server.serve_page(blocks, demo.settings, "127.0.0.1", free_port(), share=False),
     ):
         pass
 
