@@ -7,12 +7,11 @@ from pathlib import Path
 import click
 
 from stages.runtime.command import run
-from stages.runtime.errors import UserError
 from stages.runtime.files import json_text
 from stages.runtime.progress import note
 from tools.audit.kinds import KINDS
+from tools.report.libraries import explain_missing_library
 
-PAGE_LIBRARIES = ("jinja2", "plotly")
 DROP = "download.drop"
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -34,7 +33,7 @@ def main(
     found is likely, not sure: listen before you leave it out.
     """
     from tools.audit.corpus import audit_corpus  # seconds to import
-    from tools.audit.overview import as_table, as_values, drop_yaml
+    from tools.audit.overview import as_table, as_values, drop_yaml, write_page
 
     audit = audit_corpus(raw, params, model)
     if kinds:
@@ -43,23 +42,12 @@ def main(
         click.echo(json_text(as_values(audit)), nl=False)
     else:
         click.echo(as_table(audit))
-        click.echo(write_page_if_possible(audit, html))
+        with explain_missing_library():
+            click.echo(write_page(audit, html))
         if text := drop_yaml(audit) if not write else "":
             click.echo(f"To leave these out, paste into {params}, or run this again with --write:\n{text}", nl=False)
     if write:
         note(write_drop(params, audit.drop()))
-
-
-def write_page_if_possible(audit, path: Path) -> str:
-    from tools.audit.overview import write_page
-
-    try:
-        return write_page(audit, path)
-    except ModuleNotFoundError as error:
-        if error.name not in PAGE_LIBRARIES:
-            raise
-        command = "python -m pip install --constraint constraints.txt --editable '.[experiments]'"
-        raise UserError(f"the page needs {error.name}, which is not installed: run `{command}`") from None
 
 
 def write_drop(path: Path, reasons: dict[str, list[str]]) -> str:

@@ -8,10 +8,10 @@ import click
 from stages.runtime.command import run
 from stages.runtime.errors import UserError
 from stages.versioning.revisions import WORKSPACE_NAME, find_revision
+from tools.report.libraries import explain_missing_library
 from tools.report.records import read_record
 from tools.report.terminal import render_text
 
-PAGE_LIBRARIES = ("jinja2", "plotly")
 SIDE_BY_SIDE = 2
 
 
@@ -35,13 +35,8 @@ def main(names: tuple[str, ...], html: Path | None, root: Path) -> None:
     if html is None:
         click.echo(render_text(records))
         return
-    try:
+    with explain_missing_library():
         from tools.report.page import write_page
-    except ModuleNotFoundError as error:
-        if error.name not in PAGE_LIBRARIES:
-            raise
-        command = "python -m pip install --constraint constraints.txt --editable '.[experiments]'"
-        raise UserError(f"the page needs {error.name}, which is not installed: run `{command}`") from None
     click.echo(write_page(root, records, html))
 
 
