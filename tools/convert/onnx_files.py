@@ -13,11 +13,13 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 
 from stages.asr.mel import log_mel, pad_or_trim
 from stages.asr.model import SpeechModel, save_model
+from stages.runtime.errors import UserError
 
 OPSET = 17  # the least with layer normalisation as one operator
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model_merged.onnx"
 CACHES = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")  # of each layer
 BRANCH = "use_cache_branch"
+MAX_BYTES = 2_000_000_000
 
 
 class CachedDecoder(nn.Module):
@@ -66,10 +68,19 @@ def attend(attention: Any, states: torch.Tensor, key: torch.Tensor, value: torch
 
 
 def write_onnx(model: SpeechModel, folder: Path, precision: str = "float32") -> None:
-    """Write a folder for transformers.js: config, tokenizer and features as they are, and the two graphs."""
+    """Write a folder for transformers.js: config, tokenizer and features as they are, and the two graphs.
+
+    Raises UserError where the decoder is larger than an ONNX file, a message of protobuf, can be.
+    """
     import onnx
 
     assert precision == "float32"
+    n_bytes = 4 * sum(weights.numel() for weights in model.whisper.model.decoder.parameters())
+    if n_bytes > MAX_BYTES:
+        raise UserError(
+            f"the decoder has {n_bytes / 1e9:.1f} GB, and an ONNX file {MAX_BYTES / 1e9:.0f} GB at most: convert this"
+            " model to ctranslate2 or ggml"
+        )
     save_model(model, folder)
     for weights in folder.glob("*.safetensors"):
         weights.unlink()
