@@ -176,9 +176,11 @@ def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(clo
     kill(clone)
     run(clone, "dvc", "queue", "kill", "--force", *names)
     names = queue()
-    begin_workers(clone, "dvc", "exp", "run", "--run-all", "-j", "2")
+    begin_workers(clone, "dvc", "queue", "start", "-j", "2")  # --run-all may wait for ever once workers were killed
+    while run(clone, "dvc", "queue", "status").count("Success") < 2:
+        assert time.monotonic() < end, run(clone, "dvc", "queue", "status")
+        time.sleep(0.5)
     kill(clone)
-    assert run(clone, "dvc", "queue", "status").count("Success") == 2
     logs = [run(clone, "dvc", "queue", "logs", name) for name in names]
     resumed = [line for log in logs for line in log.splitlines() if line.startswith("resuming run")]
     assert len(set(resumed)) == 2 and all(line.endswith("of 60") for line in resumed)
