@@ -96,6 +96,7 @@ def check(recipes: Path, name: str, settings: tuple[str, ...], params: Path) -> 
 
     Measures a few training steps here, with fresh weights and made-up clips. Ends with 1 where something is lacking.
     """
+    import stages.training  # noqa: F401  # first: it silences what transformers imports
     from tools.estimate import find_needs  # torch, seconds to import
 
     file = ParamsFile(params)
