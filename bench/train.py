@@ -131,6 +131,7 @@ def trained_here(values: Params, model: SpeechModel, shards: Shards, context: st
     steps = n_clips // batch
     changes: dict[str, Any] = {"context": context, "full_context_share": 0.0, "filled_window_share": 0.0}
     changes |= {"batch_size": batch, "gradient_accumulation": 1, "max_steps": steps, "epochs": None, "patience": None}
+    changes |= {"gradient_checkpointing": "all" if context == "full" else "none"}  # of a run: full_windows
     changes |= {"log_every": 1000, "eval_every": 1000, "save_every": 1000, "warmup_steps": 0}
     settings = values.train.model_copy(update=changes)
     clips = ClipDataset(shards, model, settings.max_label_tokens, variation=Variation(settings.augment))
