@@ -153,11 +153,12 @@ def test_whoever_waits_for_a_pin_sees_how_much_of_it_has_come(clone, origin, byt
         remote(clone, url)
         seen = []
         for progress in transcriber.transcribe([OLD], tmp_path / "silence.wav"):
-            if progress.step == "fetching" and progress.downloaded > 0.4:
+            if progress.step == "fetching" and progress.downloaded > 0:
                 seen.append(progress.downloaded)
                 line = progress_html(progress, "sv")
                 go_on.set()
-    assert 0.4 < seen[0] < 1 and f"{round(100 * seen[0])} %" in line and f'value="{seen[0]:.3f}"' in line
+    assert 0 < seen[0] < 1  # how much depends on which files come first
+    assert f"{round(100 * seen[-1])} %" in line and f'value="{seen[-1]:.3f}"' in line
     assert transcriber.models.fetched == {}
     assert same(transcriber.models.load(OLD), bytes_of[OLD])
 
