@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 import torch
-from transformers import TrainerCallback, WhisperConfig
+from transformers import TrainerCallback
 
 from bench.context import read, schedule, words
 from stages.asr.model import load_model, save_model
@@ -21,7 +21,7 @@ from stages.params import Train, load_params
 from stages.train import Paths, load_clips
 from stages.training.checkpoints import CheckpointManager, newest_first
 from stages.training.trainer import SpeechTrainer, regularisation, weights_of
-from tools.estimate import GB, SHAPES, empty_model, peak_memory, training_memory
+from tools.estimate import GB, empty_model, openai_shape, peak_memory, training_memory
 
 RATE, ADAPTER_RATE = 1e-4, 1e-3
 LINEAR = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -110,18 +110,9 @@ def fine_tune(place: Path, recipe: Path, settings: Train, features: Path, base: 
 
 def held_of_small(settings: Train) -> float:
     """Bytes of weights, gradients and moments of whisper-small."""
-    width, layers, _, heads = SHAPES["small"]
-    config = WhisperConfig(
-        d_model=width,
-        encoder_layers=layers,
-        decoder_layers=layers,
-        encoder_attention_heads=heads,
-        decoder_attention_heads=heads,
-        encoder_ffn_dim=4 * width,
-        decoder_ffn_dim=4 * width,
-    )
+    config = openai_shape("small", n_mels=80)
     if isinstance(settings.freeze, int):
-        settings = settings.model_copy(update={"freeze": settings.freeze * layers // 3})
+        settings = settings.model_copy(update={"freeze": settings.freeze * config.encoder_layers // 3})
     return training_memory(empty_model(config), settings).training
 
 

@@ -247,7 +247,12 @@ def model_shape(values: Params) -> WhisperConfig | None:
     named = [name for name in SHAPES if name in words]
     if not named:
         raise UserError(f"whisper.base: the shape of {base} is not known: fetch it first (dvc repro pretrained)")
-    width, encoder, decoder, heads = SHAPES[named[-1]]
+    return openai_shape(named[-1], values.featurize.n_mels)
+
+
+def openai_shape(name: str, n_mels: int) -> WhisperConfig:
+    """The shape of one of OpenAI's models, by its name in SHAPES."""
+    width, encoder, decoder, heads = SHAPES[name]
     return WhisperConfig(
         vocab_size=51865,
         d_model=width,
@@ -257,7 +262,7 @@ def model_shape(values: Params) -> WhisperConfig | None:
         decoder_attention_heads=heads,
         encoder_ffn_dim=4 * width,
         decoder_ffn_dim=4 * width,
-        num_mel_bins=values.featurize.n_mels,
+        num_mel_bins=n_mels,
     )
 
 
