@@ -38,6 +38,11 @@ def request_client(request: gr.Request) -> str:
     return request.client.host if request.client else ""
 
 
+def request_page(request: gr.Request) -> str:
+    """What tells an open page from all others."""
+    return request.session_hash or ""
+
+
 def upload_path(file: object, language: str = "en") -> Path:
     """The path of an upload, which lies in gradio's own folder, whatever a client says; raises UserError."""
     path = Path(str(file.get("path"))).resolve() if isinstance(file, Mapping) else Path()

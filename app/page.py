@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from app.events import (
     localized,
     request_client,
     request_language,
+    request_page,
     upload_path,
 )
 from app.formats import as_json, as_srt, as_txt, as_values, as_vtt
@@ -48,7 +50,7 @@ from app.rendering import (
 )
 from app.texts import format_time, translate
 from app.transcriber import FetchAudio, Transcriber, TranscriptionProgress
-from app.turns import Turns
+from app.turns import Orders, Turns
 from stages.asr.mel import MAX_SECONDS
 from stages.asr.segments import Segment, Word
 from stages.corpora.examples import Example
@@ -159,11 +161,10 @@ def build_transcribe_tab(
             buttons = example_buttons(examples)
             sources = source_inputs()
         with gr.Column(scale=3, min_width=300):
-            view = TranscriptionView(last)
+            view = TranscriptionView(last, Orders())
     page.load(view.show_ready, None, view.status, **UNQUEUED)
-    how: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": view.status, **PRIVATE}
+    how: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", "show_progress_on": view.status}
     microphone = sources[0][0]
-    running = []
     ways: list[tuple[Any, list[gr.components.Component], Callable[..., Iterator[Update]]]] = [
         *((each[1].click, [each[0]], transcribe_handler(transcriber, view, each[2])) for each in sources),
         *((button.click, [], example_handler(transcriber, view, example)) for button, example in buttons),
@@ -171,11 +172,11 @@ def build_transcribe_tab(
     ]
     for event, source, handler in ways:
         queued = event(view.show_waiting, None, [view.status, view.stop], **UNQUEUED)
-        running.append(queued.then(handler, [*source, *chosen], view.outputs, **how))
+        queued.then(handler, [*source, *chosen], view.outputs, **how, **PRIVATE)
     microphone.start_recording(view.show_listening, chosen[0], view.outputs, js=SPEAK_JS, **UNQUEUED)
     for end in (microphone.pause_recording, microphone.stop_recording):
         end(None, None, None, js=SILENT_JS, **UNQUEUED)
-    view.stop.click(view.show_stopped, None, [view.status, view.stop], cancels=running, **UNQUEUED)
+    view.stop.click(view.show_stopping, None, [view.status, view.stop], **UNQUEUED)
 
 
 def model_dropdowns(page: gr.Blocks, models: Models, first: str) -> list[gr.Dropdown]:
@@ -281,8 +282,8 @@ class TranscriptPane:
 class TranscriptionView:
     """All that a transcription changes on the page: each method gives the components' new values."""
 
-    def __init__(self, last: gr.State):
-        self.last = last
+    def __init__(self, last: gr.State, orders: Orders):
+        self.last, self.orders = last, orders
         self.status = gr.HTML(elem_id="status")
         self.stop = gr.Button(localized("stop"), visible=False, size="md", elem_id="stop")
         self.player = gr.HTML(visible=False, elem_id="player")
@@ -297,13 +298,19 @@ class TranscriptionView:
         return status_html(translate(request_language(request), "ready"))
 
     def show_waiting(self, request: gr.Request) -> tuple[str, dict]:
+        self.orders.place(request_page(request))
         return status_html(translate(request_language(request), "waiting")), gr.update(visible=True)
 
-    def show_stopped(self, request: gr.Request) -> tuple[str, dict]:
-        return status_html(translate(request_language(request), "stopped")), HIDDEN
+    def show_stopping(self, request: gr.Request) -> Update:
+        self.orders.stop(request_page(request))
+        return self.show_stopped(request_language(request))
+
+    def show_stopped(self, language: str) -> Update:
+        return {self.status: status_html(translate(language, "stopped")), self.stop: HIDDEN}
 
     def show_listening(self, name: str, request: gr.Request) -> Update:
         """Nothing of what was before, while page.js writes what is being said."""
+        self.orders.place(request_page(request))
         language = request_language(request)
         update = self.show_start([name], language, ("", ""))
         return update | {self.status: status_html(translate(language, "listening"))}
@@ -404,21 +411,29 @@ def transcription_updates(
     request: gr.Request,
 ) -> Iterator[Update]:
     """What the page shows while a source is transcribed. given: the source, by the language to complain in."""
-    language = request_language(request)
+    language, page = request_language(request), request_page(request)
     names = list(dict.fromkeys(filter(None, models)))
+    if not (order := view.orders.take(page)):
+        return
     with as_gradio_errors(language):
         try:
             source = given(language)
             yield view.show_start(names, language, source)
             updated, progress = time.monotonic(), TranscriptionProgress()
-            for progress in transcriber.transcribe(names, source[0], request_client(request)):
-                if time.monotonic() - updated > PAGE_SECONDS:
-                    yield view.show_progress(progress, language, names, source)
-                    updated = time.monotonic()
+            with closing(transcriber.transcribe(names, source[0], request_client(request))) as steps:
+                for progress in steps:
+                    if order.ended:
+                        break
+                    if time.monotonic() - updated > PAGE_SECONDS:
+                        yield view.show_progress(progress, language, names, source)
+                        updated = time.monotonic()
         except Exception:
             yield view.show_failure(language)
             raise
-        yield view.show_result(progress, language, names, source)
+        if not order.ended:
+            yield view.show_result(progress, language, names, source)
+        elif view.orders.is_latest(page, order):
+            yield view.show_stopped(language)
 
 
 def example_handler(

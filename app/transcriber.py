@@ -6,7 +6,7 @@ token or piece of a download; then files are closed, and nothing is left behind.
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -63,7 +63,9 @@ class Transcriber:
     fetch_audio: FetchAudio
     turns: Turns
 
-    def transcribe(self, names: list[str], source: Path | str, client: str = "") -> Iterator[TranscriptionProgress]:
+    def transcribe(
+        self, names: list[str], source: Path | str, client: str = ""
+    ) -> Generator[TranscriptionProgress, None, None]:
         """Transcribe a recording, or a video by its address (str), with these models at once, when it is its turn.
 
         client: the address of whoever asks. Raises UserError where a model, the video or the recording is unavailable,

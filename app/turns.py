@@ -1,4 +1,4 @@
-"""Whose recording comes next: a few at once, one of each visitor, in the order in which they came."""
+"""Whose recording comes next: a few at once, one of each visitor, in the order in which they came; and who stopped."""
 
 import threading
 import time
@@ -9,6 +9,7 @@ from stages.runtime.errors import UserError
 AT_ONCE = 2  # what two cores are for
 WAITING_OF_ONE = 4  # recordings of one visitor that may wait: several tabs, no more
 OWN_COMPUTER = ("", "127.0.0.1", "::1")  # visitors who need no protection from themselves
+MAX_PAGES = 1000  # whose latest order is known: more than can wait, and a bound for what forged calls leave
 FIRST_GUESS = 5.0  # seconds that a recording takes, until some have been seen
 WEIGHT = 0.2  # of the latest in the running mean of what they took
 
@@ -72,3 +73,50 @@ class Turns:
             self.queue.remove(turn)
             if turn.started is not None:
                 self.mean += WEIGHT * (time.monotonic() - turn.started - self.mean)
+
+
+@dataclass(eq=False)
+class Order:
+    """What a page asked for. ended: it was stopped, or another one has come in its place."""
+
+    taken: bool = False
+    ended: bool = False
+
+
+@dataclass
+class Orders:
+    """The latest order of each page; safe to use from several threads.
+
+    gradio's own cancelling names a page's listener, not what it runs: where it comes late, it ends what comes next.
+    """
+
+    latest: dict[str, Order] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def place(self, page: str) -> None:
+        """A new one, which ends the one before."""
+        with self.lock:
+            if before := self.latest.pop(page, None):
+                before.ended = True
+            self.latest[page] = Order()
+            if len(self.latest) > MAX_PAGES:
+                del self.latest[next(iter(self.latest))]
+
+    def take(self, page: str) -> Order | None:
+        """The one to carry out, by whoever comes first; None where there is none."""
+        with self.lock:
+            order = self.latest.get(page)
+            if order is None or order.taken:
+                return None
+            order.taken = True
+            return order
+
+    def stop(self, page: str) -> None:
+        with self.lock:
+            if order := self.latest.get(page):
+                order.ended = True
+
+    def is_latest(self, page: str, order: Order) -> bool:
+        """Whether no other one has come in its place."""
+        with self.lock:
+            return self.latest.get(page) is order

@@ -21,7 +21,7 @@ from gradio_client.exceptions import AppError
 from app import guard
 from app.guard import MAX_BODY, MAX_DEPTH, PARTIAL_SECONDS, UploadFolder, Visitors, bracket_depth
 from app.models import Models
-from app.turns import AT_ONCE, WAITING_OF_ONE, QueueFullError, Turns
+from app.turns import AT_ONCE, MAX_PAGES, WAITING_OF_ONE, Orders, QueueFullError, Turns
 from stages.params import App, load_params
 from tests.support.demo import PATIENCE, Demo, babbling_models, connect, serve, until
 from tests.support.material import ROOT, speech
@@ -374,6 +374,31 @@ def test_turns_taken_by_many_threads_run_two_at_once():
     for thread in threads:
         thread.join()
     assert len(most) == 20 and all(count == len_set <= AT_ONCE for count, len_set in most)
+
+
+def test_a_page_has_one_order_which_ends_with_stop_or_with_the_next():
+    orders = Orders()
+    assert orders.take("a") is None
+    orders.place("a")
+    orders.place("b")
+    first = orders.take("a")
+    assert orders.take("a") is None, "a double click is one order"
+    orders.stop("a")
+    orders.stop("unknown")
+    assert first.ended and orders.is_latest("a", first) and not orders.take("b").ended
+    orders.place("a")
+    orders.stop("a")  # before it is taken
+    second = orders.take("a")
+    assert second.ended and not orders.is_latest("a", first)
+    orders.place("a")
+    assert not orders.take("a").ended
+
+
+def test_orders_of_forged_pages_are_bounded():
+    orders = Orders()
+    for number in range(2 * MAX_PAGES):
+        orders.place(str(number))
+    assert len(orders.latest) == MAX_PAGES and orders.take(str(2 * MAX_PAGES - 1))
 
 
 def test_what_is_logged_of_a_visitor_is_one_line(demo, caplog):
