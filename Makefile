@@ -1,5 +1,5 @@
 # Two commands from a bare clone: `make repro` and `make test`. Each makes .venv first where it is missing.
-.PHONY: repro features report test format push pull bench app pin
+.PHONY: repro features report test format push pull bench app pin hashes
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -39,7 +39,15 @@ pin: $(VENV)
 bench: $(VENV)
 	python -m bench.features
 
-$(VENV): pyproject.toml constraints.txt
+$(VENV): pyproject.toml constraints.txt .ci/hashes.txt
 	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --no-deps --require-hashes --requirement .ci/hashes.txt
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[app,experiments,test]'
 	@touch $@
+
+# For every platform. Which build of torch, with NVIDIA's libraries or without, is for the second of those lines.
+hashes:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--constraint constraints.txt --extra app --extra experiments --extra test --output-file .ci/hashes.part pyproject.toml
+	awk '/^[^ ]/ { left_out = /^(torch=|triton=|nvidia-|cuda-)/ } !left_out' .ci/hashes.part > .ci/hashes.txt
+	@rm .ci/hashes.part

@@ -6,7 +6,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
-from itertools import dropwhile, groupby
+from itertools import chain, dropwhile, groupby
 from pathlib import Path
 
 import click
@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 from tests.support.material import ROOT
+from tools.publish.space import read_constraints
 
 ROOMS = ("app", "bench", "stages", "tools")
 MANUALS = sorted([*ROOT.glob("*.md"), *(path for room in ROOMS for path in (ROOT / room).rglob("README.md"))])
@@ -194,6 +195,20 @@ def test_pins_are_within_the_bounds_and_the_hook_has_the_pinned_ruff():
         assert wanted.specifier.contains(pins[simple(wanted.name)]), line
     (hook,) = load(ROOT / ".pre-commit-config.yaml")["repos"]
     assert hook["rev"] == f"v{pins['ruff']}"
+
+
+def test_what_make_installs_has_hashes_and_the_pinned_version():
+    """Of every package but torch, whose build is chosen elsewhere; those of other platforms have no pin."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [project["optional-dependencies"][extra] for extra in ("app", "experiments", "test")]
+    asked = {simple(Requirement(line).name) for line in [*project["dependencies"], *chain(*extras)]}
+    text = (ROOT / ".ci/hashes.txt").read_text()
+    blocks = re.findall(r"(?m)^([\w.-]+)==([^ ;]+)[^\n]*(?:\n +--hash=sha256:[0-9a-f]{64}(?: \\)?)+$", text)
+    assert len(blocks) == len(re.findall(r"(?m)^\S", text))
+    hashed = {simple(name): version for name, version in blocks}
+    assert asked - hashed.keys() == {"torch"}
+    pins = read_constraints(ROOT)
+    assert {name: version for name, version in hashed.items() if pins.get(name, version) != version} == {}
 
 
 def simple(name: str) -> str:
