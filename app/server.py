@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.guard import KEEP_SECONDS, Guard, UploadFolder, Visitors, host_name
+from app.guard import KEEP_SECONDS, Guard, HeadLimit, UploadFolder, Visitors, host_name
 from app.texts import browser_texts
 from app.transcriber import MEGABYTE
 from stages.params import App
@@ -172,6 +172,7 @@ def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: 
             "the page did not answer its own computer: that may be too busy, so try again; else check the variables"
             " http_proxy and no_proxy"
         ) from None
+    page.server.config.http_protocol_class = HeadLimit  # of all connections from now on
     if share_url:
         visitors.names.add(host_name(urlsplit(share_url).netloc))
     try:
