@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from app.comparison import Pieces, mark_differences
 from app.models import Models
-from app.texts import format_decimal, format_time, translate
+from app.texts import format_decimal, format_time, translate, translate_error
 from app.transcriber import TranscriptionProgress
 from stages.asr.segments import Segment, Word
 from stages.versioning.pins import Version
@@ -35,6 +35,11 @@ def version_details(version: Version, language: str) -> str:
     if version.commit:
         parts.append(translate(language, "commit", commit=version.commit[:7]))
     return " · ".join(parts)
+
+
+def failed_text(name: str, reason: str, language: str) -> str:
+    """Why a version is not the one that the page begins with."""
+    return translate(language, "not_first", name=name, reason=translate_error(language, reason))
 
 
 def is_synthetic(version: Version) -> bool:

@@ -17,6 +17,7 @@ ENGLISH = {
     "examples": "Click an example, and read what the model hears:",
     "synthetic": "This model has heard nothing but a computer's voice, which says sentences of a small vocabulary. It "
     "understands such sentences, as in the examples, and hardly a person: expect nonsense when you speak.",
+    "not_first": "{name} is not chosen, for it could not be loaded: {reason}.",
     "video": "Video",
     "url": "Address of a YouTube video",
     "stop": "Stop",
@@ -86,6 +87,7 @@ SWEDISH = {
     "examples": "Klicka på ett exempel och läs vad modellen hör:",
     "synthetic": "Den här modellen har bara hört en datorröst som säger meningar ur ett litet ordförråd. Den förstår "
     "sådana meningar, som i exemplen, men knappast en människa: vänta dig nonsens när du talar.",
+    "not_first": "{name} är inte vald, för den gick inte att ladda: {reason}.",
     "video": "Video",
     "url": "Adressen till en YouTube-video",
     "stop": "Avbryt",

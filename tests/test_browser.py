@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, Page, expect
 from app import video
 from app.comparison import mark_differences
 from app.formats import as_json, as_srt, as_txt, as_vtt
+from app.main import load_first_model
 from app.models import Models
 from app.rendering import UNSURE
 from stages.asr.mel import SAMPLE_RATE
@@ -222,6 +223,9 @@ def test_what_is_edited_is_what_is_saved(demo, page, clips):
         page.get_by_role("button", name="json", exact=True).click()
     edited = [replace(found[0], text="rättat <b> & klart", words=()), *found[1:]]
     assert coming.value.path().read_text(encoding="utf-8") == as_json(edited)
+    page.get_by_role("tab", name="Improve it").click()
+    page.get_by_role("button", name="Correct my last transcript").click()
+    expect(page.locator("#said textarea")).to_have_value(words(edited))
 
 
 # Models
@@ -244,6 +248,29 @@ def test_two_models_side_by_side_with_their_differences(demo, page, clips):
         expect_text(page, found, pane)
         differing = " ".join(piece for piece, differs in pieces if differs)
         assert " ".join(page.locator(f"#{pane} mark").all_inner_texts()).split() == differing.split() != []
+
+
+def test_the_page_begins_with_the_first_model_that_works(demo, visit, clips):
+    weights = demo.models.source.root / "models/tuned/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    assert load_first_model(demo.models) == "pretrained"
+    page = visit()
+    box = page.get_by_label("Model", exact=True)
+    expect(box).to_have_value(re.compile("^pretrained"))
+    expect(page.locator("#notice")).to_contain_text(
+        re.compile("tuned is not chosen, for it could not be loaded: .*tuned")
+    )
+    transcribe_file(page, clips[0])
+    expect_text(page, segments(demo, clips[0], "pretrained"))
+    weights.write_bytes(whole)
+    choose(page, "Model", "tuned")
+    expect(page.locator("#notice")).not_to_contain_text("not chosen")
+    page.locator("#transcribe-file").click()
+    expect(page.locator("#left h2")).to_have_text("tuned")
+    expect_text(page, segments(demo, clips[0]))
+    page.reload()
+    expect(box).to_have_value(re.compile("^tuned"))
 
 
 # What goes wrong
