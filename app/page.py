@@ -197,7 +197,7 @@ def model_dropdowns(page: gr.Blocks, models: Models) -> list[gr.Dropdown]:
         return [*details, gr.update(value="".join(map(status_html, warnings)), visible=bool(warnings))]
 
     def begin(request: gr.Request) -> list[dict]:
-        choices, first = model_choices(models), models.first
+        choices, first = model_choices(models, request_language(request)), models.first
         chosen, compared, warned = describe(first, "", request)  # tags may have come since the start
         return [chosen | {"choices": choices, "value": first}, compared | {"choices": [none, *choices]}, warned]
 
@@ -251,7 +251,7 @@ class TranscriptPane:
         texts = gr.Textbox(visible=False)  # takes what was edited
         with gr.Column(min_width=260, visible=visible) as self.column:
             self.text = gr.HTML(elem_id=elem_id, elem_classes="text", container=True)
-            with gr.Row():
+            with gr.Row(elem_classes="tools"):
                 self.copy = gr.Button(localized("copy"), **SMALL_BUTTON)
                 self.edit = gr.Button(localized("edit"), elem_id=f"edit-{elem_id}", **SMALL_BUTTON)
                 self.files = [gr.DownloadButton(kind, **SMALL_BUTTON) for kind in FORMATS]

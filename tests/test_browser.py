@@ -234,7 +234,7 @@ def test_what_is_edited_is_what_is_saved(demo, page, clips):
 def test_a_model_is_chosen_by_what_is_known_of_it(demo, page, clips):
     expect(page.get_by_text("Word error rate 12.3 % (95 % interval 11.0 to 14.5)")).to_be_visible()
     expect(page.locator("#notice")).to_contain_text("has heard nothing but a computer's voice")
-    choose(page, "Model", "pretrained · WER not measured")
+    choose(page, "Model", "pretrained · not measured")
     expect(page.get_by_text("Not measured · trained on")).to_be_visible()
     transcribe_file(page, clips[0])
     expect_text(page, segments(demo, clips[0], "pretrained"))
@@ -399,6 +399,7 @@ def test_each_language_has_its_page(visit, tmp_path):
         expect(page.get_by_text(details)).to_be_visible()
         expect(page.locator("#notice")).to_contain_text(notice)
         assert "viska_" not in page.locator("body").inner_text()
+    expect(swedish.get_by_label("Modell", exact=True)).to_have_value("tuned · ordfel 12,3 %")
     swedish.locator("#transcribe-speak").click()
     expect(swedish.get_by_test_id("toast-body")).to_contain_text("Det finns ingen inspelning än")
     swedish.get_by_test_id("toast-close").click()
@@ -408,6 +409,13 @@ def test_each_language_has_its_page(visit, tmp_path):
     expect(swedish.locator("#upload")).to_contain_text("notes")
     swedish.locator("#transcribe-file").click()
     told = "notes.wav är ingen läsbar ljud- eller videofil: innehållet är ogiltigt; gör om den"
+    expect(swedish.get_by_test_id("toast-body")).to_contain_text(told)
+    swedish.get_by_test_id("toast-close").click()
+    swedish.locator("#upload").get_by_role("button", name="Rensa").click()
+    with (tmp_path / "large.wav").open("wb") as large:
+        large.truncate(200_000_001)
+    swedish.locator("#upload input[type=file]").set_input_files(tmp_path / "large.wav")
+    told = 'Filen är för stor, över 190.7 Mb: "large.wav"'  # gradio's own words
     expect(swedish.get_by_test_id("toast-body")).to_contain_text(told)
 
 
