@@ -369,8 +369,6 @@ def test_a_hundred_hostile_files_get_a_sentence_or_a_text(demo, client, clips, t
     refused = {path.name: said for path, said in told.items() if said}
     assert all(re.fullmatch(SENTENCE, said) and str(tmp_path) not in said for said in refused.values())
     assert not [record for record in caplog.records if record.exc_info], "one was not told of in its own words"
-    reasons = {said.partition("file: ")[2].partition("; convert")[0] for said in refused.values()} - {""}
-    assert not [reason for reason in reasons if texts.translate_error("sv", reason) == reason]
     assert {"empty.wav", "zeros.mp3", "bomb.webm", "playlist.mp4"} <= refused.keys()
     assert not {"å ä ö 🎤.wav", "other-suffix.mp3", "other-suffix.zip"} & refused.keys()
     assert client.predict(handle_file(clips[1]), api_name="/transcribe")["text"] == expected(demo, clips[1])
