@@ -2,6 +2,7 @@
 
 An ASGI layer around gradio, which lets every page of the Internet drive a server on localhost, reads bodies of any
 size, and keeps what is left of uploads that broke off. What is refused gets one sentence; nothing of it stays.
+Below it, in uvicorn, a limit to connections whose requests never begin.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.texts import preferred_language, translate_error
 from app.turns import OWN_COMPUTER
@@ -36,6 +38,8 @@ MAX_DEPTH = 64  # of brackets in it
 MAX_FORM = 100_000  # bytes of an upload beside its file
 MAX_PARTS = 8  # of an upload; the page and gradio_client send one file each
 UPLOAD_PATH = "/gradio_api/upload"
+HEAD_SECONDS = 10.0  # for a request's head, from the connection's begin or from the first byte after another request
+HEADLESS_OF_ONE = 32  # connections of one visitor that still owe it; browsers open a few ahead of their requests
 BODY_SECONDS = 20.0  # for a whole body, and for each next piece of an upload
 SLOWEST = 20_000  # bytes a second that an upload has in the mean
 TOGETHER = 20_000_000  # and all those of other computers: hashing and writing them costs those who wait for text
@@ -423,3 +427,51 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return next(messages, None) or await receive()
 
     return again
+
+
+class HeadLimit(H11Protocol):
+    """uvicorn's connection, ended where no whole request head comes within HEAD_SECONDS: uvicorn waits for ever.
+
+    Of a visitor's connections that wait for one, the oldest ends where there are too many. A request that runs, however
+    long, is not its matter, nor a pause between two, which uvicorn bounds.
+    """
+
+    waiting: asyncio.TimerHandle | None = None  # for a head
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.wait()
+        theirs = [each for each in self.connections if isinstance(each, HeadLimit) and each.waits_for(self.client)]
+        if len(theirs) > HEADLESS_OF_ONE:
+            min(theirs, key=HeadLimit.deadline).end()
+
+    def data_received(self, data: bytes) -> None:
+        request = self.cycle
+        super().data_received(data)
+        if self.cycle is not request:
+            self.wait_no_more()
+        elif self.waiting is None and (self.cycle is None or self.cycle.response_complete):
+            self.wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.wait_no_more()
+        super().connection_lost(exc)
+
+    def wait(self) -> None:
+        self.waiting = self.loop.call_later(HEAD_SECONDS, self.end)
+
+    def wait_no_more(self) -> None:
+        if self.waiting:
+            self.waiting.cancel()
+        self.waiting = None
+
+    def waits_for(self, client: tuple[str, int] | None) -> bool:
+        """Whether it waits for the head of a request of this visitor."""
+        return bool(self.waiting and client and self.client and self.client[0] == client[0])
+
+    def deadline(self) -> float:
+        return self.waiting.when() if self.waiting else 0.0
+
+    def end(self) -> None:
+        self.wait_no_more()
+        self.transport.abort()

@@ -55,14 +55,15 @@ def main(
     settings = load_params(params).app
     load_models = folder_models if models else repository_models
     available = load_models(models or Path(), settings.models_in_memory)
-    first = available.version(model).name if model else available.versions[0].name
+    if model:
+        available.wanted = [available.version(model).name]
     corpus = None if models or settings.recordings is None else data_folder() / Path(settings.recordings).expanduser()
     with server.private_folder(), tempfile.TemporaryDirectory(prefix="viska-examples-") as folder:
         sounds = find_examples(examples, None if models else params, Path(folder))
-        blocks = page.build_page(available, settings, first, corpus, params, sounds)
+        blocks = page.build_page(available, settings, corpus, params, sounds)
         with server.serve_page(blocks, settings, host, port, share) as address:
-            click.echo(f"The page is at {address} until Ctrl-C; {first} is being loaded.")
-            click.echo(f"{load_first_model(available, model)} is loaded.")
+            click.echo(f"The page is at {address} until Ctrl-C; {available.first} is being loaded.")
+            click.echo(f"{load_first_model(available)} is loaded.")
             threading.Event().wait()
     return 0
 
@@ -73,23 +74,23 @@ def limit_malloc_arenas() -> None:
         mallopt(M_ARENA_MAX, 2)
 
 
-def load_first_model(models: "Models", name: str | None) -> str:
-    """Load the first model while people come, so that few wait for it: the named one, or the first that is available.
+def load_first_model(models: "Models") -> str:
+    """Load the first model while people come, so that few wait for it: of those that are wanted the first available.
 
-    Raises UserError where the named one is unavailable, or all are.
+    The page begins with it from then on. Raises UserError where all are unavailable.
     """
     from stages.runtime.errors import UserError
 
-    names = [name] if name else [version.name for version in models.versions]
-    for each in names:
+    for name in models.wanted:
         try:
-            models.load(each)
+            models.load(name)
         except UserError as error:
-            if each == names[-1]:
+            if name == models.wanted[-1]:
                 raise
-            click.echo(f"{each} is unavailable: {error}", err=True)
+            models.failed[name] = str(error)
+            click.echo(f"{name} is unavailable: {error}", err=True)
         else:
-            return each
+            return name
     raise AssertionError("Models has versions")
 
 

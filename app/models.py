@@ -42,11 +42,18 @@ class Models:
         self.loaded: OrderedDict[str, SpeechModel] = OrderedDict()  # by digest, the latest used last
         self.digests: dict[Path, tuple[Stamp, str]] = {}
         self.fetched: dict[str, float] = {}  # the share that has come, of each version that is being fetched
+        self.wanted = [version.name for version in self.versions]  # to begin with, the best first
+        self.failed: dict[str, str] = {}  # those of them that could not be loaded when the demo began, and why
 
     @property
     def versions(self) -> list[Version]:
         """Those that exist now: the newest pin first, then the workspace's, then the pretrained."""
         return self.source.versions()
+
+    @property
+    def first(self) -> str:
+        """The version to begin with: the first that did not fail."""
+        return next((name for name in self.wanted if name not in self.failed), self.wanted[0])
 
     def load(self, name: str) -> "SpeechModel":
         """A version's model, its bytes fetched and loaded where they are not yet, in evaluation mode.
@@ -60,6 +67,7 @@ class Models:
         if first:
             try:
                 answer.set_result(self.load_current(name))
+                self.failed.pop(name, None)
             except BaseException as error:
                 answer.set_exception(error)
             finally:

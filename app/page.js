@@ -1,7 +1,14 @@
 // The transcript as something to listen to: a segment plays at a click, and the words light up as they sound.
 () => {
-  // gradio's message is a button around the one that closes it, which a screen reader cannot tell apart.
+  // gradio's message is a button around the one that closes it, which a screen reader cannot tell apart; what it says of
+  // itself is English.
+  const translations = Object.entries(GRADIO_SENTENCES[navigator.language.split("-")[0]] ?? {});
   new MutationObserver(() => {
+    for (const text of document.querySelectorAll('[data-testid="toast-text"]')) {
+      const said = text.textContent.trim();
+      const known = translations.find(([form]) => new RegExp(form).test(said));
+      if (known) text.textContent = said.replace(new RegExp(known[0]), known[1]);
+    }
     for (const header of document.querySelectorAll(".toast-header[role]")) {
       header.removeAttribute("role");
       header.removeAttribute("tabindex");

@@ -37,6 +37,7 @@ from app.live import LiveSpeakers
 from app.models import Models
 from app.rendering import (
     compared_html,
+    failed_text,
     is_synthetic,
     live_html,
     model_choices,
@@ -76,7 +77,7 @@ EDIT_JS = """() => {
     const texts = [...document.querySelectorAll('#%s span')], editing = texts.some(e => e.isContentEditable);
     texts.forEach(e => e.contentEditable = editing ? 'false' : 'true');
     editing || texts[0]?.focus();
-    return [editing ? JSON.stringify(texts.map(e => e.innerText)) : '', null];
+    return [editing ? JSON.stringify(texts.map(e => e.innerText)) : '', null, null];
 }"""
 SPEAK_JS, SILENT_JS = "(model) => { viskaSpeak(model); return [model] }", "() => { viskaStop() }"
 Source = tuple[Path | str, str]  # a file, or a video's address, and what is known to be said in it
@@ -122,7 +123,6 @@ def is_fitting(component: object, value: object) -> bool:
 def build_page(
     models: Models,
     settings: App,
-    first: str | None,
     corpus: Path | None,
     params: Path = Path("params.yaml"),
     examples: Sequence[Example] = (),
@@ -130,11 +130,10 @@ def build_page(
 ) -> gr.Blocks:
     """The page, to be served by ``app.server``.
 
-    first: the version that is chosen at the beginning, by default the first one. corpus: where "Improve it" puts clips;
-    None leaves that part out. params: pins them. examples: to click on. fetch_audio: of a video.
+    corpus: where "Improve it" puts clips; None leaves that part out. params: pins them. examples: to click on.
+    fetch_audio: of a video.
     """
     transcriber = Transcriber(models, settings, fetch_audio, Turns(settings.queue))
-    first = first or models.versions[0].name
     with OfflineBlocks(title="viska", analytics_enabled=False) as page:
         gr.Markdown(localized("title"), elem_id="title")
         gr.Markdown(localized("intro"))
@@ -142,22 +141,22 @@ def build_page(
         speaker = gr.BrowserState("", **SPEAKER_STORAGE)  # outside of the tabs: a tab never opened is not there
         with gr.Tabs():
             with gr.Tab(label=localized("transcribe")):
-                build_transcribe_tab(page, transcriber, first, last, examples)
+                build_transcribe_tab(page, transcriber, last, examples)
             if corpus:
                 with gr.Tab(label=localized("improve")):
                     build_improve_tab(page, corpus, params, last, speaker)
-        add_api(transcriber, first)
+        add_api(transcriber)
         add_live(transcriber)
     return page
 
 
 def build_transcribe_tab(
-    page: gr.Blocks, transcriber: Transcriber, first: str, last: gr.State, examples: Sequence[Example]
+    page: gr.Blocks, transcriber: Transcriber, last: gr.State, examples: Sequence[Example]
 ) -> None:
     """The tab that turns speech into text: ways in on the left, the text on the right."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            chosen = model_dropdowns(page, transcriber.models, first)
+            chosen = model_dropdowns(page, transcriber.models)
             buttons = example_buttons(examples)
             sources = source_inputs()
         with gr.Column(scale=3, min_width=300):
@@ -179,10 +178,10 @@ def build_transcribe_tab(
     view.stop.click(view.show_stopping, None, [view.status, view.stop], **UNQUEUED)
 
 
-def model_dropdowns(page: gr.Blocks, models: Models, first: str) -> list[gr.Dropdown]:
-    """The model, and the one that it is compared with, each with a line on what is known of it, and a warning below."""
+def model_dropdowns(page: gr.Blocks, models: Models) -> list[gr.Dropdown]:
+    """The model, and the one that it is compared with, each with a line on what is known of it, and warnings below."""
     none = (localized("none"), "")
-    model = gr.Dropdown(model_choices(models), value=first, label=localized("model"), filterable=False)
+    model = gr.Dropdown(model_choices(models), value=models.first, label=localized("model"), filterable=False)
     other = gr.Dropdown([none, *model_choices(models)], value="", label=localized("other"), filterable=False)
     notice = gr.HTML(visible=False, elem_id="notice")
 
@@ -191,16 +190,20 @@ def model_dropdowns(page: gr.Blocks, models: Models, first: str) -> list[gr.Drop
         known = [versions.get(each) for each in (name, compared)]
         language = request_language(request)
         details = [gr.update(info=version_details(version, language) if version else "") for version in known]
-        warned = any(version and is_synthetic(version) for version in known)
-        return [*details, gr.update(value=status_html(translate(language, "synthetic")), visible=warned)]
+        failed = list(models.failed.items())
+        warnings = [failed_text(each, reason, language) for each, reason in failed if each not in (name, compared)]
+        if any(version and is_synthetic(version) for version in known):
+            warnings.append(translate(language, "synthetic"))
+        return [*details, gr.update(value="".join(map(status_html, warnings)), visible=bool(warnings))]
 
-    def refresh() -> list[dict]:
-        choices = model_choices(models)
-        return [gr.update(choices=choices), gr.update(choices=[none, *choices])]
+    def begin(request: gr.Request) -> list[dict]:
+        choices, first = model_choices(models, request_language(request)), models.first
+        chosen, compared, warned = describe(first, "", request)  # tags may have come since the start
+        return [chosen | {"choices": choices, "value": first}, compared | {"choices": [none, *choices]}, warned]
 
-    page.load(refresh, None, [model, other], **UNQUEUED)  # tags may have come since the start
-    for event in (page.load, model.change, other.change):
-        event(describe, [model, other], [model, other, notice], **UNQUEUED)
+    page.load(begin, None, [model, other, notice], **UNQUEUED)
+    for box in (model, other):
+        box.change(describe, [model, other], [model, other, notice], **UNQUEUED)
     return [model, other]
 
 
@@ -241,18 +244,21 @@ def transcribe_button(source: str) -> gr.Button:
 class TranscriptPane:
     """One model's text: its segments with their times, as they come, to be edited, copied or had as files."""
 
-    def __init__(self, elem_id: str, visible: bool = True):
+    def __init__(self, elem_id: str, last: gr.State, visible: bool = True):
+        """last: the newest short recording and its text, which an edit changes too."""
+        self.last = last
         self.saved = gr.State(None)  # the path of the text's JSON
         texts = gr.Textbox(visible=False)  # takes what was edited
         with gr.Column(min_width=260, visible=visible) as self.column:
             self.text = gr.HTML(elem_id=elem_id, elem_classes="text", container=True)
-            with gr.Row():
+            with gr.Row(elem_classes="tools"):
                 self.copy = gr.Button(localized("copy"), **SMALL_BUTTON)
                 self.edit = gr.Button(localized("edit"), elem_id=f"edit-{elem_id}", **SMALL_BUTTON)
                 self.files = [gr.DownloadButton(kind, **SMALL_BUTTON) for kind in FORMATS]
         self.copy.click(None, js=COPY_JS % elem_id, **UNQUEUED)
         outputs = [self.saved, self.copy, self.edit, *self.files]
-        self.edit.click(self.keep_changes, [texts, self.saved], outputs, js=EDIT_JS % elem_id, **PRIVATE)
+        keep: dict[str, Any] = {"inputs": [texts, self.saved, last], "outputs": [last, *outputs]}
+        self.edit.click(self.keep_changes, **keep, js=EDIT_JS % elem_id, **PRIVATE)
         self.outputs = [self.column, self.text, *outputs]
 
     def show_start(self, name: str | None) -> Update:
@@ -268,7 +274,7 @@ class TranscriptPane:
             downloads[button] = gr.update(value=path, interactive=True)
         return downloads | {self.saved: paths[-1]}
 
-    def keep_changes(self, texts: str, saved: str | None, request: gr.Request) -> Update:
+    def keep_changes(self, texts: str, saved: str | None, last: Upload | None, request: gr.Request) -> Update:
         """Begin to edit where there are no texts yet, or write the files anew with these."""
         language = request_language(request)
         with as_gradio_errors(language):
@@ -276,7 +282,8 @@ class TranscriptPane:
                 return {self.edit: translate(language, "keep")}
             path = upload_path({"path": saved}, language)
             segments = edit_segments(read_segments(path), texts)
-            return self.show_downloads(segments, path.stem) | {self.edit: translate(language, "edit")}
+            update = self.show_downloads(segments, path.stem) | {self.edit: translate(language, "edit")}
+            return update | {self.last: last and {**last, "text": transcript_text(segments)}}
 
 
 class TranscriptionView:
@@ -290,7 +297,7 @@ class TranscriptionView:
         self.reference = gr.HTML(visible=False, elem_id="reference")
         self.live = gr.HTML(live_html(), elem_id="live")
         with gr.Row():
-            self.panes = [TranscriptPane("left"), TranscriptPane("right", visible=False)]
+            self.panes = [TranscriptPane("left", last), TranscriptPane("right", last, visible=False)]
         heard = [self.player, self.reference, self.live]
         self.outputs = [self.status, self.stop, last, *heard, *(part for pane in self.panes for part in pane.outputs)]
 
@@ -458,14 +465,18 @@ def given_source(value: Upload | str | None, language: str, missing: str) -> Pat
     return given if isinstance(given, str) else upload_path(given, language)
 
 
-def add_api(transcriber: Transcriber, first: str) -> None:
+def add_api(transcriber: Transcriber) -> None:
     """The endpoints /transcribe and /models of ``gradio_client``."""
 
-    def transcribe(request: gr.Request, file: gr.FileData, model: str = first) -> Iterator[dict]:
-        """The text of an audio or video file, and its segments with their times in seconds, as they come."""
+    def transcribe(request: gr.Request, file: gr.FileData, model: str = "") -> Iterator[dict]:
+        """The text of an audio or video file, and its segments with their times in seconds, as they come.
+
+        model: the name of a version, or "" for the one that the page begins with.
+        """
         with as_gradio_errors("en"):
             if not isinstance(model, str):
                 raise UserError("model is the name of a version: see /models")
+            model = model or transcriber.models.first
             answered = time.monotonic()
             for progress in transcriber.transcribe([model], upload_path(file), request_client(request)):
                 if time.monotonic() - answered > API_SECONDS:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from app.comparison import Pieces, mark_differences
 from app.models import Models
-from app.texts import format_decimal, format_time, translate
+from app.texts import format_decimal, format_time, translate, translate_error
 from app.transcriber import TranscriptionProgress
 from stages.asr.segments import Segment, Word
 from stages.versioning.pins import Version
@@ -15,9 +15,15 @@ from stages.versioning.pins import Version
 UNSURE = 0.6  # the probability below which a word is shown as unsure
 
 
-def model_choices(models: Models) -> list[tuple[str, str]]:
-    """The versions as a list shows them, in any language, with their names."""
-    return [(f"{version.name} · {version}", version.name) for version in models.versions]
+def model_choices(models: Models, language: str = "en") -> list[tuple[str, str]]:
+    """The versions as a list shows them, short enough for a telephone, with their names."""
+    return [(version_label(version, language), version.name) for version in models.versions]
+
+
+def version_label(version: Version, language: str) -> str:
+    if version.wer is None:
+        return f"{version.name} · {translate(language, 'unmeasured').lower()}"
+    return translate(language, "choice", name=version.name, wer=format_decimal(language, version.wer))
 
 
 def version_details(version: Version, language: str) -> str:
@@ -35,6 +41,11 @@ def version_details(version: Version, language: str) -> str:
     if version.commit:
         parts.append(translate(language, "commit", commit=version.commit[:7]))
     return " · ".join(parts)
+
+
+def failed_text(name: str, reason: str, language: str) -> str:
+    """Why a version is not the one that the page begins with."""
+    return translate(language, "not_first", name=name, reason=translate_error(language, reason))
 
 
 def is_synthetic(version: Version) -> bool:

@@ -3,6 +3,7 @@
 import base64
 import errno
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -19,8 +20,8 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.guard import KEEP_SECONDS, Guard, UploadFolder, Visitors, host_name
-from app.texts import browser_texts
+from app.guard import KEEP_SECONDS, Guard, HeadLimit, UploadFolder, Visitors, host_name
+from app.texts import GRADIO_SENTENCES, browser_texts
 from app.transcriber import MEGABYTE
 from stages.params import App
 from stages.runtime.errors import UserError
@@ -155,7 +156,7 @@ def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: 
             i18n=gradio.I18n(**browser_texts()),
             theme=page_theme(),
             css_paths=STYLESHEET,
-            js=SCRIPT.read_text(encoding="utf-8"),
+            js=SCRIPT.read_text(encoding="utf-8").replace("GRADIO_SENTENCES", json.dumps(GRADIO_SENTENCES)),
             app_kwargs={"middleware": [Middleware(AddressFilter, frames=visitors.frames), guard]},
         )
     except OSError as error:
@@ -172,6 +173,7 @@ def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: 
             "the page did not answer its own computer: that may be too busy, so try again; else check the variables"
             " http_proxy and no_proxy"
         ) from None
+    page.server.config.http_protocol_class = HeadLimit  # of all connections from now on
     if share_url:
         visitors.names.add(host_name(urlsplit(share_url).netloc))
     try:

@@ -17,6 +17,7 @@ ENGLISH = {
     "examples": "Click an example, and read what the model hears:",
     "synthetic": "This model has heard nothing but a computer's voice, which says sentences of a small vocabulary. It "
     "understands such sentences, as in the examples, and hardly a person: expect nonsense when you speak.",
+    "not_first": "{name} is not chosen, for it could not be loaded: {reason}.",
     "video": "Video",
     "url": "Address of a YouTube video",
     "stop": "Stop",
@@ -51,6 +52,7 @@ ENGLISH = {
     "silence": "Nothing was said, or too quietly: no speech was found in {time} of audio.",
     "stopped": "Stopped.",
     "failed": "This did not work",
+    "choice": "{name} · WER {wer} %",
     "wer": "Word error rate {wer} %",
     "interval": " (95 % interval {low} to {high})",
     "unmeasured": "Not measured",
@@ -86,6 +88,7 @@ SWEDISH = {
     "examples": "Klicka på ett exempel och läs vad modellen hör:",
     "synthetic": "Den här modellen har bara hört en datorröst som säger meningar ur ett litet ordförråd. Den förstår "
     "sådana meningar, som i exemplen, men knappast en människa: vänta dig nonsens när du talar.",
+    "not_first": "{name} är inte vald, för den gick inte att ladda: {reason}.",
     "video": "Video",
     "url": "Adressen till en YouTube-video",
     "stop": "Avbryt",
@@ -119,6 +122,7 @@ SWEDISH = {
     "silence": "Ingenting sades, eller för tyst: inget tal hittades i {time} ljud.",
     "stopped": "Avbrutet.",
     "failed": "Det gick inte",
+    "choice": "{name} · ordfel {wer} %",
     "wer": "Ordfel {wer} %",
     "interval": " (95 %-intervall {low} till {high})",
     "unmeasured": "Inte mätt",
@@ -153,7 +157,19 @@ SWEDISH_ERRORS = {
     "it contains no samples": "den innehåller inget ljud",
     "it contains samples that are NaN or infinite": "den innehåller värden som inte är tal",
     "it cannot be decoded": "den går inte att avkoda",
+    # FFmpeg's reasons.
     "Invalid data found when processing input": "innehållet är ogiltigt",
+    "Invalid argument": "innehållet är ogiltigt",
+    "End of file": "den slutar för tidigt",
+    "Cannot allocate memory": "den begär för mycket minne",
+    "Input/output error": "den går inte att läsa",
+    "Permission denied": "den får inte läsas",
+    "Operation not permitted": "den hänvisar till något som inte får läsas",
+    "Protocol not found": "den hänvisar till något som inte får läsas",
+    "Decoder not found": "inget här kan avkoda dess ljud",
+    "Demuxer not found": "dess format är okänt här",
+    "Not yet implemented in FFmpeg, patches welcome": "dess format är okänt här",
+    "Numerical result out of range": "innehållet är ogiltigt",
     "{} lasts longer than {}, the most that is transcribed at once: cut it into shorter files": (
         "{} är längre än {}, det mesta som transkriberas på en gång: dela den i kortare filer"
     ),
@@ -182,6 +198,15 @@ SWEDISH_ERRORS = {
         "{} innehåller ingen *.safetensors: kör steget som skriver den, eller `dvc pull`"
     ),
     "{} is not a Whisper model: {}": "{} är ingen Whisper-modell: {}",
+    "its {} cannot be read: {}": "dess {} går inte att läsa: {}",
+    "its {} is no JSON object": "dess {} är inget JSON-objekt",
+    "its {} has a wrong {}: {}": "dess {} har fel {}: {}",
+    "its {} is larger than {} MB": "dess {} är större än {} MB",
+    "its config.json describes {} weights or more, and its weights have {} bytes": (
+        "dess config.json beskriver minst {} vikter, och dess vikter har {} byte"
+    ),
+    "its weights lack {} ({} missing in all)": "dess vikter saknar {} ({} saknas i allt)",
+    "its tokenizer is missing, or belongs to another model": "dess tokenizer saknas, eller hör till en annan modell",
     "{} is not available: {}": "{} är inte tillgänglig: {}",
     (
         "{}: its commit {} is not in this clone: run `git fetch --tags`, in a shallow clone `git fetch --tags"
@@ -325,6 +350,18 @@ SWEDISH_ERRORS = {
     "The request's values are nested too deeply.": "Begärans värden är nästlade för djupt.",
 }
 ERRORS = {"sv": SWEDISH_ERRORS}
+
+# What gradio says in the browser in English alone: regular expressions of JavaScript, and what replaces them.
+GRADIO_SENTENCES = {
+    "sv": {
+        r"^File\(s\) exceed the maximum allowed size of (\S+) (\w+): (.*)$": "Filen är för stor, över $1 $2: $3",
+        r"^Connection to the server was lost\. .*$": "Anslutningen till servern bröts. Försöker igen …",
+        r"^Connection errored out\..*$": "Anslutningen till servern bröts: försök igen.",
+        r"^This application is currently busy\..*$": "Servern är upptagen just nu: försök igen om en stund.",
+        r"^(An )?Unexpected Error.*$|^Unknown error$|^Error uploading file.*$": "Något gick fel: försök igen.",
+        r"^(.*)Failed to fetch$|^NetworkError.*$|^Load failed$": "Servern svarar inte: försök igen.",
+    }
+}
 
 LANGUAGES = {"en": ENGLISH, "sv": SWEDISH}  # the first where a browser wants none of them
 

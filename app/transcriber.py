@@ -86,6 +86,8 @@ class Transcriber:
                     raise OvertimeError(self.settings.timeout_seconds)
                 yield progress
         finally:
+            if progress.step == "downloading":  # which may wait for its host some 15 s
+                self.turns.abandon(turn)
             worker.abandon(left.close)  # what it is at may last a moment, for which the turn is held
 
     def steps(

@@ -23,10 +23,15 @@ class QueueFullError(UserError):
 
 @dataclass(eq=False)
 class Turn:
-    """A place in the queue. client: the address of whose it is; started: None while it waits."""
+    """A place in the queue.
+
+    client: the address of whose it is. started: None while it waits. abandoned: nobody wants it any more, and what is
+    left of it waits for another host; it counts as waiting, so that there are not many.
+    """
 
     client: str
     started: float | None = None
+    abandoned: bool = False
 
 
 @dataclass
@@ -41,7 +46,7 @@ class Turns:
     def join(self, client: str) -> Turn:
         """Raises QueueFullError."""
         with self.lock:
-            waiting = [turn for turn in self.queue if turn.started is None]
+            waiting = [turn for turn in self.queue if turn.started is None or turn.abandoned]
             theirs = sum(turn.client == client for turn in waiting)
             if len(waiting) >= self.max_waiting or (client not in OWN_COMPUTER and theirs >= WAITING_OF_ONE):
                 raise QueueFullError
@@ -51,7 +56,7 @@ class Turns:
     def ahead(self, turn: Turn) -> int:
         """How many come before a turn, which begins where there are none."""
         with self.lock:
-            running = [each.client for each in self.queue if each.started is not None]
+            running = [each.client for each in self.queue if each.started is not None and not each.abandoned]
             waiting = [each for each in self.queue if each.started is None]
             if turn.started is None and len(running) < AT_ONCE:
                 free = (each for each in waiting if each.client in OWN_COMPUTER or each.client not in running)
@@ -68,10 +73,15 @@ class Turns:
         """About how long those who come before will take, by what the latest took."""
         return ahead * self.mean / AT_ONCE
 
+    def abandon(self, turn: Turn) -> None:
+        """Let the next one begin, before ``leave``."""
+        with self.lock:
+            turn.abandoned = turn.started is not None
+
     def leave(self, turn: Turn) -> None:
         with self.lock:
             self.queue.remove(turn)
-            if turn.started is not None:
+            if turn.started is not None and not turn.abandoned:
                 self.mean += WEIGHT * (time.monotonic() - turn.started - self.mean)
 
 

@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, Page, expect
 from app import video
 from app.comparison import mark_differences
 from app.formats import as_json, as_srt, as_txt, as_vtt
+from app.main import load_first_model
 from app.models import Models
 from app.rendering import UNSURE
 from stages.asr.mel import SAMPLE_RATE
@@ -222,6 +223,9 @@ def test_what_is_edited_is_what_is_saved(demo, page, clips):
         page.get_by_role("button", name="json", exact=True).click()
     edited = [replace(found[0], text="rättat <b> & klart", words=()), *found[1:]]
     assert coming.value.path().read_text(encoding="utf-8") == as_json(edited)
+    page.get_by_role("tab", name="Improve it").click()
+    page.get_by_role("button", name="Correct my last transcript").click()
+    expect(page.locator("#said textarea")).to_have_value(words(edited))
 
 
 # Models
@@ -230,7 +234,7 @@ def test_what_is_edited_is_what_is_saved(demo, page, clips):
 def test_a_model_is_chosen_by_what_is_known_of_it(demo, page, clips):
     expect(page.get_by_text("Word error rate 12.3 % (95 % interval 11.0 to 14.5)")).to_be_visible()
     expect(page.locator("#notice")).to_contain_text("has heard nothing but a computer's voice")
-    choose(page, "Model", "pretrained · WER not measured")
+    choose(page, "Model", "pretrained · not measured")
     expect(page.get_by_text("Not measured · trained on")).to_be_visible()
     transcribe_file(page, clips[0])
     expect_text(page, segments(demo, clips[0], "pretrained"))
@@ -244,6 +248,29 @@ def test_two_models_side_by_side_with_their_differences(demo, page, clips):
         expect_text(page, found, pane)
         differing = " ".join(piece for piece, differs in pieces if differs)
         assert " ".join(page.locator(f"#{pane} mark").all_inner_texts()).split() == differing.split() != []
+
+
+def test_the_page_begins_with_the_first_model_that_works(demo, visit, clips):
+    weights = demo.models.source.root / "models/tuned/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    assert load_first_model(demo.models) == "pretrained"
+    page = visit()
+    box = page.get_by_label("Model", exact=True)
+    expect(box).to_have_value(re.compile("^pretrained"))
+    expect(page.locator("#notice")).to_contain_text(
+        re.compile("tuned is not chosen, for it could not be loaded: .*tuned")
+    )
+    transcribe_file(page, clips[0])
+    expect_text(page, segments(demo, clips[0], "pretrained"))
+    weights.write_bytes(whole)
+    choose(page, "Model", "tuned")
+    expect(page.locator("#notice")).not_to_contain_text("not chosen")
+    page.locator("#transcribe-file").click()
+    expect(page.locator("#left h2")).to_have_text("tuned")
+    expect_text(page, segments(demo, clips[0]))
+    page.reload()
+    expect(box).to_have_value(re.compile("^tuned"))
 
 
 # What goes wrong
@@ -372,6 +399,7 @@ def test_each_language_has_its_page(visit, tmp_path):
         expect(page.get_by_text(details)).to_be_visible()
         expect(page.locator("#notice")).to_contain_text(notice)
         assert "viska_" not in page.locator("body").inner_text()
+    expect(swedish.get_by_label("Modell", exact=True)).to_have_value("tuned · ordfel 12,3 %")
     swedish.locator("#transcribe-speak").click()
     expect(swedish.get_by_test_id("toast-body")).to_contain_text("Det finns ingen inspelning än")
     swedish.get_by_test_id("toast-close").click()
@@ -381,6 +409,13 @@ def test_each_language_has_its_page(visit, tmp_path):
     expect(swedish.locator("#upload")).to_contain_text("notes")
     swedish.locator("#transcribe-file").click()
     told = "notes.wav är ingen läsbar ljud- eller videofil: innehållet är ogiltigt; gör om den"
+    expect(swedish.get_by_test_id("toast-body")).to_contain_text(told)
+    swedish.get_by_test_id("toast-close").click()
+    swedish.locator("#upload").get_by_role("button", name="Rensa").click()
+    with (tmp_path / "large.wav").open("wb") as large:
+        large.truncate(200_000_001)
+    swedish.locator("#upload input[type=file]").set_input_files(tmp_path / "large.wav")
+    told = 'Filen är för stor, över 190.7 Mb: "large.wav"'  # gradio's own words
     expect(swedish.get_by_test_id("toast-body")).to_contain_text(told)
 
 

@@ -83,10 +83,14 @@ def upload(demo: Demo, *contents: bytes, client: str = "127.0.0.1", **headers: s
     return ask(demo, UPLOAD, form(*contents), client, **kind, **headers)
 
 
+def open_connection(demo: Demo, client: str = "127.0.0.1") -> socket.socket:
+    place = urlsplit(demo.url)
+    return socket.create_connection((place.hostname, place.port), PATIENCE, source_address=(client, 0))
+
+
 def send_part(demo: Demo, head: str, body: bytes) -> socket.socket:
     """Begin a request, and leave it there."""
-    place = urlsplit(demo.url)
-    connection = socket.create_connection((place.hostname, place.port), PATIENCE)
+    place, connection = urlsplit(demo.url), open_connection(demo)
     connection.sendall(f"{head}\r\nHost: {place.netloc}\r\n\r\n".encode() + body)
     return connection
 
@@ -317,6 +321,55 @@ def test_uploads_left_half_sent_end_and_hold_up_nobody(demo, monkeypatch):
             assert connection.recv(4096).startswith(b"HTTP/1.1 408")
     with send_part(demo, f"POST {JOIN} HTTP/1.1\r\nContent-Length: 50", b"{") as connection:
         assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+# Requests that never begin
+
+
+def drip(connection: socket.socket, head: bytes) -> None:
+    """Send a head's begin, and then a header now and then, until the server has enough of it."""
+    connection.settimeout(0.05)
+    try:
+        connection.sendall(head)
+        while True:
+            try:
+                assert connection.recv(1) == b""
+                return
+            except TimeoutError:
+                connection.sendall(b"X-Slow: 1\r\n")
+    except ConnectionError:
+        return
+
+
+def test_a_head_that_drips_in_ends(demo, monkeypatch):
+    begin = f"GET /robots.txt HTTP/1.1\r\nHost: {urlsplit(demo.url).netloc}\r\n".encode()
+    body = event(demo, "models")
+    head = f"POST {JOIN} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with send_part(demo, head, body[:5]) as running, open_connection(demo) as answered:
+        answered.sendall(begin + b"\r\n")
+        answer = http.client.HTTPResponse(answered)
+        answer.begin()
+        answer.read()
+        monkeypatch.setattr(guard, "HEAD_SECONDS", 0.3)
+        drip(answered, begin)
+        with open_connection(demo) as silent, open_connection(demo) as slow:
+            assert silent.recv(1) == b""
+            drip(slow, begin)
+        running.sendall(body[5:])  # longer than that after its head
+        assert running.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_of_many_connections_without_a_head_a_visitors_oldest_end(demo, monkeypatch):
+    monkeypatch.setattr(guard, "HEADLESS_OF_ONE", 3)
+    waiting = [open_connection(demo, ELSEWHERE) for _ in range(5)]
+    assert [connection.recv(1) for connection in waiting[:2]] == [b"", b""]
+    assert ask(demo, "/config", client=ELSEWHERE)[0] == ask(demo, "/config")[0] == 200
+    assert waiting[2].recv(1) == b""
+    for connection in waiting[3:]:
+        connection.sendall(f"GET /config HTTP/1.1\r\nHost: {urlsplit(demo.url).netloc}\r\n\r\n".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    for connection in waiting:
+        connection.close()
 
 
 # Turns

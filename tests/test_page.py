@@ -31,7 +31,7 @@ from app import models as models_module
 from app.main import find_examples
 from app.models import Models
 from app.transcriber import Transcriber
-from app.turns import Turns
+from app.turns import QueueFullError, Turns
 from stages.asr import model, recording
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.recording import open_recording
@@ -158,18 +158,21 @@ def test_a_cancelled_job_closes_its_recording(demo, client, clips, tmp_path):
     until(lambda: opened[0] not in [file.path for file in psutil.Process().open_files()])
 
 
-def test_whoever_stops_waits_for_nothing_and_the_window_ends_at_its_next_token(models, demo, clips):
-    """Counted in tokens: the first one is held until the stop has returned, and no second one is begun."""
+@pytest.mark.parametrize(
+    ("held", "counted", "most"), [("decoder", "decoder", 1), ("encoder.conv1", "encoder.layers.0", 0)]
+)
+def test_whoever_stops_waits_for_nothing_and_the_window_ends_at_once(models, demo, clips, held, counted, most):
+    """A part of the model is held until the stop has returned: no token and no layer of the encoder comes after it."""
     reached, stopped, steps = threading.Event(), threading.Event(), []
 
     def hold(*_: object) -> None:
-        steps.append(1)
         reached.set()
         stopped.wait(PATIENCE)
 
     transcriber = Transcriber(models, demo.settings, video.fetch_audio, Turns(1))
-    decoder = models.load("tuned").whisper.model.decoder
-    held = decoder.register_forward_hook(hold)
+    whisper = models.load("tuned").whisper.model
+    hooks = [whisper.get_submodule(counted).register_forward_hook(lambda *_: steps.append(1))]
+    hooks.append(whisper.get_submodule(held).register_forward_hook(hold))
     try:
         going = transcriber.transcribe(["tuned"], clips[0])
         while not reached.is_set():
@@ -179,9 +182,36 @@ def test_whoever_stops_waits_for_nothing_and_the_window_ends_at_its_next_token(m
         stopped.set()
         until(lambda: not transcriber.turns.queue)
     finally:
-        held.remove()
-    assert len(steps) == 1
+        for hook in hooks:
+            hook.remove()
+    assert len(steps) == most
     assert str(clips[0]) not in [file.path for file in psutil.Process().open_files()]
+
+
+def test_a_stopped_download_holds_up_nobody_and_there_are_few(models, demo, clips):
+    """It ends when another host answers; meanwhile its visitor's next recording is transcribed."""
+    answered = threading.Event()
+
+    def fetch(*_: object) -> Path:
+        answered.wait(PATIENCE)
+        raise UserError("too late")
+
+    visitor, transcriber = "9.9.9.9", Transcriber(models, demo.settings, fetch, Turns(2))
+
+    def stop_a_download() -> None:
+        going = transcriber.transcribe(["tuned"], "address", visitor)
+        while next(going).step != "downloading":
+            pass
+        going.close()
+
+    stop_a_download()
+    *_, heard = transcriber.transcribe(["tuned"], clips[0], visitor)
+    assert heard.segments[0]
+    stop_a_download()
+    with pytest.raises(QueueFullError):
+        stop_a_download()
+    answered.set()
+    until(lambda: not transcriber.turns.queue)
 
 
 # Bounds
@@ -385,9 +415,7 @@ def test_a_port_that_is_taken_is_told_of(models, demo, tmp_path):
     taken = urlsplit(demo.url).port
     with (
         pytest.raises(UserError, match=f"port {taken} .* choose one with --port"),
-        server.serve_page(
-            page.build_page(models, demo.settings, None, None), demo.settings, "127.0.0.1", taken, share=False
-        ),
+        server.serve_page(page.build_page(models, demo.settings, None), demo.settings, "127.0.0.1", taken, share=False),
     ):
         pass
 
@@ -396,7 +424,7 @@ def test_a_page_that_cannot_be_reached_is_told_of(models, demo, monkeypatch):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    blocks = page.build_page(models, demo.settings, None, None)
+    blocks = page.build_page(models, demo.settings, None)
     with (
         pytest.raises(UserError, match=r"did not answer .* http_proxy"),
         server.serve_page(blocks, demo.settings, "127.0.0.1", free_port(), share=False),

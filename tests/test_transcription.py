@@ -103,9 +103,9 @@ class StopError(Exception):
 def test_a_window_is_left_before_its_next_token_and_is_else_the_same(talking, spoken):
     steps, checks = [], []
 
-    def stop_at_third() -> None:
+    def stop_at_third_token() -> None:
         checks.append(len(steps))
-        if len(checks) == 3:
+        if len(steps) == 2:
             raise StopError
 
     samples = spoken[2][: 2 * RATE]
@@ -113,13 +113,13 @@ def test_a_window_is_left_before_its_next_token_and_is_else_the_same(talking, sp
     counted = talking.whisper.model.decoder.register_forward_hook(lambda *_: steps.append(1))
     try:
         with pytest.raises(StopError):
-            transcribe_window(talking, samples, check=stop_at_third)
-        assert checks == [0, 1, 2] and len(steps) == 2
+            transcribe_window(talking, samples, check=stop_at_third_token)
+        assert checks == [0, 0, 1, 2] and len(steps) == 2  # before the encoder's one layer, and each token
         again = transcribe_window(talking, samples, check=lambda: checks.append(len(steps)))
         assert again == heard and heard.text
     finally:
         counted.remove()
-    assert checks[3:] == list(range(2, len(steps))) and len(steps) > 5
+    assert checks[4:] == [2, *range(2, len(steps))] and len(steps) > 5
 
 
 def test_silence_too_reports_each_second_and_the_end(talking):

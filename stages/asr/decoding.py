@@ -45,14 +45,14 @@ def greedy_search(
     Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or the
     generation_config's max_length with the prompt, at the latest. timestamps: a text begins and ends with one, as in
     Whisper's own decoding. probabilities: takes each step's, (batch,) float32, of the tokens that were chosen. check:
-    called before each token.
+    called before each token, and before each of the encoder's layers.
     """
     whisper, config = model.whisper, model.whisper.generation_config
     start = prompt_tokens(model)
     first_stamp = start[-1] + 1
     if timestamps:
         start.pop()
-    encoded = whisper.model.encoder(mels.to(whisper.device, whisper.dtype)).last_hidden_state
+    encoded = whisper.model.encoder(mels.to(whisper.device, whisper.dtype), check=check).last_hidden_state
     tokens = torch.tensor([start] * len(mels), device=whisper.device)
     never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=whisper.device)
     not_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=whisper.device)

@@ -5,6 +5,8 @@ it is given, and on the full window computes exactly the same. Shorter contexts 
 Whisper repeats itself on them until it has seen some (futo-org/whisper-acft).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import WhisperForConditionalGeneration
@@ -20,13 +22,23 @@ TIMESTAMP_SECONDS = STRIDE / FRAMES_PER_SECOND  # Whisper's timestamps name posi
 class AnyLengthEncoder(WhisperEncoder):  # type: ignore[no-untyped-call]  # transformers' __init_subclass__ is untyped
     """WhisperEncoder for (batch, n_mels, n_frames) with n_frames even and at most the full window's."""
 
-    def forward(self, input_features: torch.Tensor, attention_mask: None = None, **kwargs: object) -> BaseModelOutput:
-        """(batch, n_mels, n_frames) float -> last_hidden_state (batch, n_frames / 2, d_model); nothing is masked."""
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        attention_mask: None = None,
+        check: Callable[[], None] = lambda: None,
+        **kwargs: object,
+    ) -> BaseModelOutput:
+        """(batch, n_mels, n_frames) float -> last_hidden_state (batch, n_frames / 2, d_model); nothing is masked.
+
+        check: called before each layer.
+        """
         hidden = nn.functional.gelu(self.conv1(input_features))
         hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)
         hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
         hidden = nn.functional.dropout(hidden, p=self.dropout, training=self.training)
         for layer in self.layers:
+            check()
             if self.training and self.layerdrop > 0 and torch.rand([]) < self.layerdrop:
                 continue  # LayerDrop, Fan et al. 2019
             hidden = layer(hidden, None)

@@ -34,7 +34,8 @@ def transcribe(
     that whoever closes the generator need not wait. Keeps no more than one window of audio beside the block; silence
     and noise give no segment. Each window is decoded as ``decode`` does a clip.
     options: how speech is found, VadOptions' defaults where None; no segment is longer than the model's window.
-    check: called before each token, so that what it raises ends the work within a window too.
+    check: called before each token and each layer of the encoder, so that what it raises ends the work within a window
+    too.
     """
     segmenter = SpeechSegmenter((options or VadOptions()).within(model.window / FRAMES_PER_SECOND))
     for number, chunk in enumerate(split_chunks(blocks), start=1):

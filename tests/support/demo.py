@@ -54,7 +54,7 @@ def serve(
     corpus = folder / "recordings"
     with server.private_folder():
         examples = [Example(path, path.stem) for path in folder.glob("*.wav")]
-        blocks = page.build_page(models, settings, None, corpus if improve else None, params, examples, fetch_audio)
+        blocks = page.build_page(models, settings, corpus if improve else None, params, examples, fetch_audio)
         with server.serve_page(blocks, settings, "127.0.0.1", free_port(), share=False) as url:
             yield Demo(url, models, settings, corpus, params)
 
