@@ -1,98 +1,168 @@
-"""One split of raw clips -> zipped log-mel shards."""
+"""One split of raw clips -> zipped log-mel shards.
 
+The features of each audio file are kept by its bytes, so that a later run decodes only what is new: of more clips, of
+other tables, with other texts. Where they came from shows in no byte.
+"""
+
+import hashlib
+import json
 import shutil
+import struct
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
+import soundfile
 
 from stages.asr.audio import AudioError, TooLongError, read_audio
-from stages.asr.clips import Clip, Drop, read_clips, write_rows
+from stages.asr.clips import Clip, Drop, iterate_clips, write_rows
 from stages.asr.mel import SAMPLE_RATE, log_mel
-from stages.asr.shards import Entry, pack_mel, write_shard
+from stages.asr.shards import DTYPES, Entry, pack_mel, write_shard
 from stages.params import Featurize, load_params
 from stages.runtime.errors import UserError
-from stages.runtime.files import write_json
+from stages.runtime.files import file_digest, repository, write_json
+from stages.runtime.imports import reached_modules
+from stages.runtime.packs import Packs
 from stages.runtime.pool import parallel_map
-from stages.runtime.progress import ProgressBar
+from stages.runtime.progress import ProgressBar, note, warn
 
-Features = tuple[Entry, bytes]  # of a clip, as a shard takes them
+LIBRARIES = ("av", "numpy", "soundfile", "soxr")  # whose versions may shape features
+MEASURES = struct.Struct("<dd")  # of what is kept: seconds and peak; the packed log-mel follows
+
+
+class Features(NamedTuple):
+    """A clip as a shard takes it; digest: of its audio file, where features are kept; taken: from those kept before."""
+
+    entry: Entry
+    data: bytes
+    digest: bytes
+    taken: bool
 
 
 @click.command()
 @click.option("--params", type=click.Path(path_type=Path), required=True)
 @click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder of one split's raw clips.")
+@click.option("--kept", type=click.Path(path_type=Path), help="Store for later runs, below DVC_ROOT; no out.")
 @click.option("--shards", type=click.Path(path_type=Path), required=True, help="Folder for the zips.")
 @click.option("--details", type=click.Path(path_type=Path), required=True, help="File for the counts.")
-def main(params: Path, clips: Path, shards: Path, details: Path) -> None:
+def main(params: Path, clips: Path, kept: Path | None, shards: Path, details: Path) -> None:
     """Turn one split's audio into log-mel shards."""
     values = load_params(params)
-    counts = featurize(values.featurize, clips, shards, details, values.compute.processes)
+    packs, most = None, round(values.compute.kept_gigabytes * 1e9)
+    if kept and most:
+        packs = Packs(repository() / kept / describe_features(values.featurize), most)
+    counts = featurize(values.featurize, clips, shards, details, values.compute.processes, packs)
     click.echo(f"{counts['clips']} clips, {counts['bytes'] / 1e6:.1f} MB in {shards}")
 
 
-def featurize(settings: Featurize, raw: Path, folder: Path, details: Path, processes: int | None) -> dict[str, Any]:
+def describe_features(settings: Featurize) -> str:
+    """16 hex digits of all but the audio that shapes a clip's features: settings, code, libraries."""
+    code = reached_modules("stages.featurize", frozenset({"stages.params"}))  # whose values count instead
+    parts = {
+        "params": settings.model_dump(mode="json", exclude={"clips_per_shard"}),
+        "code": {name: file_digest(path) for name, path in code.items()},
+        "versions": {name: version(name) for name in LIBRARIES} | {"libsndfile": soundfile.__libsndfile_version__},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def featurize(
+    settings: Featurize, raw: Path, folder: Path, details: Path, processes: int | None, kept: Packs | None = None
+) -> dict[str, Any]:
     """Write the shards of one split; returns the counts that ``details`` holds.
 
     What cannot be decoded or lasts too long is listed in ``dropped.tsv`` beside the shards and counted by reason.
+    kept: features that are taken instead of decoding, and where new ones go. Memory does not grow with the clips.
     Raises UserError where nothing is left.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    clips = read_clips(raw)
-    rows: list[Features] = []
-    drops: list[Drop] = []
-    written, seconds = 0, 0.0
-    results = parallel_map(partial(extract_features, settings, raw), clips, processes)
-    for result in ProgressBar(results, total=len(clips), unit="clip", desc=raw.name):
-        if isinstance(result, Drop):
-            drops.append(result)
-            continue
-        rows.append(result)
-        seconds += result[0].seconds
-        if len(rows) == settings.clips_per_shard:
-            written += write_next_shard(settings, folder, rows, written)
-    written += write_next_shard(settings, folder, rows, written)
+    n_clips = sum(1 for _ in iterate_clips(raw))
+    results = parallel_map(partial(extract_features, settings, raw, kept), iterate_clips(raw), processes)
+    writer = ShardWriter(settings, folder, kept)
+    drops = writer.write(ProgressBar(results, total=n_clips, unit="clip", desc=raw.name))
     write_rows(folder / "dropped.tsv", Drop, drops)
-    if not written:
+    if not writer.written:
         raise UserError(f"no clips of {raw} are left: {folder / 'dropped.tsv'} lists why")
+    if writer.taken:
+        note(f"{raw.name}: {writer.written:,} clips, {writer.taken:,} kept from before")
     counts = {
-        "clips": written,
-        "seconds": round(seconds, 2),
+        "clips": writer.written,
+        "seconds": round(writer.seconds, 2),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.zip")),
-        "dropped": dict(sorted(Counter(drop.reason for drop in drops).items())),
+        "dropped": dict(sorted(writer.reasons.items())),
     }
     write_json(details, counts)
     return counts
 
 
-def write_next_shard(settings: Featurize, folder: Path, rows: list[Features], written: int) -> int:
-    """Write the collected clips as the next shard and forget them; returns how many there were."""
-    if rows:
-        write_shard(folder / f"{written // settings.clips_per_shard:05}.zip", settings.dtype, settings.n_mels, rows)
-    n_clips = len(rows)
-    rows.clear()
-    return n_clips
+class ShardWriter:
+    """Features as shards in a folder, and new ones in packs beside. written: clips so far; taken: those not new."""
+
+    def __init__(self, settings: Featurize, folder: Path, kept: Packs | None):
+        self.settings, self.folder, self.kept = settings, folder, kept
+        self.written, self.taken, self.seconds = 0, 0, 0.0
+        self.reasons = Counter[str]()
+        self.rows: list[Features] = []
+
+    def write(self, results: Iterable[Features | Drop]) -> Iterator[Drop]:
+        """Write what has features; yields what was dropped, each as it comes."""
+        for result in results:
+            if isinstance(result, Drop):
+                self.reasons[result.reason] += 1
+                yield result
+                continue
+            self.rows.append(result)
+            if len(self.rows) == self.settings.clips_per_shard:
+                self.write_shard()
+        if self.rows:
+            self.write_shard()
+
+    def write_shard(self) -> None:
+        """Write the collected clips as the next shard, keep what is new, and forget them."""
+        path = self.folder / f"{self.written // self.settings.clips_per_shard:05}.zip"
+        write_shard(path, self.settings.dtype, self.settings.n_mels, [(row.entry, row.data) for row in self.rows])
+        self.keep([row for row in self.rows if not row.taken])
+        self.written += len(self.rows)
+        self.taken += sum(row.taken for row in self.rows)
+        self.seconds += sum(row.entry.seconds for row in self.rows)
+        self.rows.clear()
+
+    def keep(self, new: list[Features]) -> None:
+        """Keep features for later runs; where that cannot be, this run goes on without."""
+        if not self.kept or not new:
+            return
+        try:
+            self.kept.keep((row.digest, MEASURES.pack(row.entry.seconds, row.entry.peak) + row.data) for row in new)
+        except OSError as error:
+            warn(f"{self.kept.folder} cannot be written ({error.strerror}): a later run decodes all these clips again")
+            self.kept = None
 
 
-def extract_features(settings: Featurize, raw: Path, clip: Clip) -> Features | Drop:
-    """Decode, transform and pack one clip."""
+def extract_features(settings: Featurize, raw: Path, kept: Packs | None, clip: Clip) -> Features | Drop:
+    """A clip's features, those kept of the same audio, or else decoded, transformed and packed."""
     path = raw / "audio" / clip.audio
     if not path.is_file():
         return Drop(raw.name, clip.id, "missing", f"{path}: no such file")
-    try:
-        samples = read_audio(path, SAMPLE_RATE, settings.max_seconds)
-    except TooLongError as error:
-        return Drop(
-            raw.name, clip.id, "too long", f"{error.seconds:.1f} s, featurize.max_seconds is {settings.max_seconds}"
-        )
-    except AudioError as error:
-        return Drop(raw.name, clip.id, "corrupt", str(error))
-    seconds = len(samples) / SAMPLE_RATE
-    if not len(samples):
-        return Drop(raw.name, clip.id, "empty", "no samples")
-    mel = log_mel(samples, settings.n_mels)
-    data, peak = pack_mel(mel, settings.dtype)
-    return Entry(clip.id, clip.text, clip.speaker, clip.known_speaker, round(seconds, 3), mel.shape[1], peak), data
+    digest = bytes.fromhex(file_digest(path, "blake2b")) if kept else b""
+    if found := kept and kept.find(digest):
+        (seconds, peak), data = MEASURES.unpack_from(found), found[MEASURES.size :]
+    else:
+        try:
+            samples = read_audio(path, SAMPLE_RATE, settings.max_seconds)
+        except TooLongError as error:
+            detail = f"{error.seconds:.1f} s, featurize.max_seconds is {settings.max_seconds}"
+            return Drop(raw.name, clip.id, "too long", detail)
+        except AudioError as error:
+            return Drop(raw.name, clip.id, "corrupt", str(error))
+        if not len(samples):
+            return Drop(raw.name, clip.id, "empty", "no samples")
+        seconds = round(len(samples) / SAMPLE_RATE, 3)
+        data, peak = pack_mel(log_mel(samples, settings.n_mels), settings.dtype)
+    n_frames = len(data) // (settings.n_mels * DTYPES[settings.dtype].itemsize)
+    entry = Entry(clip.id, clip.text, clip.speaker, clip.known_speaker, seconds, n_frames, peak)
+    return Features(entry, data, digest, bool(found))

@@ -319,6 +319,7 @@ def check_gpus(value: object) -> object:
 class Compute(Section):
     gpus: Annotated[int | Literal["auto"], PlainValidator(check_gpus)]
     processes: Count | None
+    kept_gigabytes: Annotated[float, Field(ge=0)]
     decode_batch_size: Count
     loader_workers: Annotated[int, Field(ge=0)]
     report_to: list[TrackerName]

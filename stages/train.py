@@ -21,7 +21,7 @@ from stages.asr.model import SpeechModel, check_fit, folder_digest, load_model, 
 from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
 from stages.runtime.errors import UserError
-from stages.runtime.files import json_text, write_json
+from stages.runtime.files import json_text, repository, write_json
 from stages.runtime.progress import note
 from stages.training.checkpoints import PARTS, Checkpoint, CheckpointManager, LocalCheckpoints, locked, prune
 from stages.training.libraries import check_libraries
@@ -71,11 +71,6 @@ def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
         result = train(values.train, values.compute, values.checkpoints, Paths(**paths), fresh, adopt)
     which = f"({result['weights']})" if "weights" in result else f"at step {result['best_step']} of {result['steps']}"
     click.echo(f"validation WER {result['validation_wer']:.1f} % {which}")
-
-
-def repository() -> Path:
-    """The one that stays: an experiment runs in a folder of its own, which is deleted when it fails."""
-    return Path(os.environ.get("DVC_ROOT", "."))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import csv
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -45,8 +45,8 @@ def clean_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def write_rows(path: Path, row_type: type[Clip] | type[Drop], rows: Sequence[Clip] | Sequence[Drop]) -> None:
-    """Write Clips or Drops as a table, in the order given."""
+def write_rows(path: Path, row_type: type[Clip] | type[Drop], rows: Iterable[Clip] | Iterable[Drop]) -> None:
+    """Write Clips or Drops as a table, in the order given, each as it comes."""
     names = [field.name for field in fields(row_type)]
     write_table(path, names, ([clean_text(getattr(row, name)) for name in names] for row in rows))
 
@@ -57,18 +57,27 @@ def write_clips(folder: Path, clips: list[Clip]) -> None:
 
 
 def read_clips(folder: Path) -> list[Clip]:
-    """The clips of a split's folder, sorted by id.
+    """The clips of a split's folder, sorted by id; raises UserError as ``iterate_clips`` does."""
+    return list(iterate_clips(folder))
 
-    Raises UserError where the list is missing, lacks a column or has a row of another width.
+
+def iterate_clips(folder: Path) -> Iterator[Clip]:
+    """The clips of a split's folder, sorted by id, one at a time: the list of a large corpus fills no memory.
+
+    Raises UserError where the list is missing or not sorted, lacks a column or has a row of another width.
     """
     path = folder / "clips.tsv"
     names = [field.name for field in fields(Clip)]
+    last = ""
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        lines = path.open(encoding="utf-8", newline="")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the download stage") from None
-    for number, row in enumerate(rows, start=2):
-        if set(row) != set(names) or None in row.values():
-            raise UserError(f"{path} line {number}: expected {', '.join(names)}: run the download stage again")
-    return sorted((Clip(**row) for row in rows), key=lambda clip: clip.id)
+    with lines:
+        for number, row in enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), start=2):
+            if set(row) != set(names) or None in row.values():
+                raise UserError(f"{path} line {number}: expected {', '.join(names)}: run the download stage again")
+            if row["id"] <= last:
+                raise UserError(f"{path} line {number}: {row['id']} after {last}: run the download stage again")
+            last = row["id"]
+            yield Clip(**row)

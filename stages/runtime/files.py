@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 BLOCK = 2**20  # bytes read at once
@@ -41,8 +42,15 @@ def json_text(values: Mapping[str, object]) -> str:
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write an unquoted TSV; values hold neither tabs nor line ends."""
-    write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in [list(header), *rows]))
+    """Write an unquoted TSV, row by row as they come; values hold neither tabs nor line ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines("\t".join(map(str, row)) + "\n" for row in chain([header], rows))
+
+
+def repository() -> Path:
+    """The one that stays: an experiment runs in a folder of its own, which is deleted when it fails."""
+    return Path(os.environ.get("DVC_ROOT", "."))
 
 
 def file_digest(path: Path, algorithm: str = "sha256", advance: Callable[[int], object] = lambda size: None) -> str:
