@@ -213,9 +213,11 @@ def disk_space(values: Params, clips: dict[str, int], size: float, checkpoint: f
     """What the outs, their copies in DVC's cache and the checkpoints take, against what is free."""
     seconds = sum(clips.values()) * SECONDS[values.download.corpus]
     frame = values.featurize.n_mels * (1 if values.featurize.dtype == "uint8" else 2)
+    features = seconds * FRAMES_PER_SECOND * frame
+    kept = min(features, values.compute.kept_gigabytes * GB)
     parts = {
         "raw clips": seconds * RAW_BYTES[values.download.corpus],
-        "features": 2 * seconds * FRAMES_PER_SECOND * frame,  # in the workspace and in DVC's cache
+        "features": 2 * features + kept,  # in the workspace, in DVC's cache, and for later runs
         "models": 4 * size + (size if "about" in download.text else 0),
         "checkpoints": (values.checkpoints.keep.local + 1) * checkpoint,  # one while it is written
     }
