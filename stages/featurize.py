@@ -117,6 +117,7 @@ class ShardWriter:
                 yield result
                 continue
             self.rows.append(result)
+            self.seconds += result.entry.seconds
             if len(self.rows) == self.settings.clips_per_shard:
                 self.write_shard()
         if self.rows:
@@ -129,7 +130,6 @@ class ShardWriter:
         self.keep([row for row in self.rows if not row.taken])
         self.written += len(self.rows)
         self.taken += sum(row.taken for row in self.rows)
-        self.seconds += sum(row.entry.seconds for row in self.rows)
         self.rows.clear()
 
     def keep(self, new: list[Features]) -> None:

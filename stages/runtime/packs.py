@@ -79,8 +79,9 @@ class Packs:
         for _, path, size in sorted(found):
             if total <= self.max_bytes:
                 break
-            path.unlink(missing_ok=True)
-            total -= size
+            with contextlib.suppress(OSError):  # another user's, perhaps
+                path.unlink(missing_ok=True)
+                total -= size
 
 
 def key_of(digest: bytes) -> int:
