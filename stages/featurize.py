@@ -1,4 +1,4 @@
-"""One split of raw clips -> zipped log-mel shards."""
+"""One split of raw clips, or all probes -> zipped log-mel shards."""
 
 import shutil
 from collections import Counter
@@ -11,6 +11,7 @@ import click
 from stages.asr.audio import AudioError, TooLongError, read_audio
 from stages.asr.clips import Clip, Drop, read_clips, write_rows
 from stages.asr.mel import SAMPLE_RATE, log_mel
+from stages.asr.probes import holds_probes, read_probes, write_probes
 from stages.asr.shards import Entry, pack_mel, write_shard
 from stages.params import Featurize, load_params
 from stages.runtime.errors import UserError
@@ -23,18 +24,49 @@ Features = tuple[Entry, bytes]  # of a clip, as a shard takes them
 
 @click.command()
 @click.option("--params", type=click.Path(path_type=Path), required=True)
-@click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder of one split's raw clips.")
+@click.option(
+    "--clips", type=click.Path(path_type=Path), required=True, help="Folder of a split's raw clips, or of probes."
+)
 @click.option("--shards", type=click.Path(path_type=Path), required=True, help="Folder for the zips.")
 @click.option("--details", type=click.Path(path_type=Path), required=True, help="File for the counts.")
 def main(params: Path, clips: Path, shards: Path, details: Path) -> None:
-    """Turn one split's audio into log-mel shards."""
+    """Turn a split's audio, or that of each probe, into log-mel shards."""
     values = load_params(params)
+    if holds_probes(clips):
+        found = featurize_probes(values.featurize, clips, shards, details, values.compute.processes)
+        click.echo(f"{len(found)} probes in {shards}")
+        return
     counts = featurize(values.featurize, clips, shards, details, values.compute.processes)
     click.echo(f"{counts['clips']} clips, {counts['bytes'] / 1e6:.1f} MB in {shards}")
 
 
+def featurize_probes(
+    settings: Featurize, raw: Path, folder: Path, details: Path, processes: int | None
+) -> dict[str, dict[str, Any]]:
+    """Write the shards of each probe below ``folder``, and the table of probes; returns the counts by probe.
+
+    Raises UserError where nothing is left of one.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    probes = read_probes(raw)
+    counts = {
+        probe.name: write_features(settings, raw / probe.name, folder / probe.name, processes) for probe in probes
+    }
+    write_probes(folder, probes)
+    write_json(details, counts)
+    return counts
+
+
 def featurize(settings: Featurize, raw: Path, folder: Path, details: Path, processes: int | None) -> dict[str, Any]:
-    """Write the shards of one split; returns the counts that ``details`` holds.
+    """Write the shards of one split; returns the counts that ``details`` holds. Raises UserError where none is left."""
+    counts = write_features(settings, raw, folder, processes)
+    write_json(details, counts)
+    return counts
+
+
+def write_features(settings: Featurize, raw: Path, folder: Path, processes: int | None) -> dict[str, Any]:
+    """Write the shards of a folder of clips; returns how many clips, seconds and bytes, and what was dropped.
 
     What cannot be decoded or lasts too long is listed in ``dropped.tsv`` beside the shards and counted by reason.
     Raises UserError where nothing is left.
@@ -58,14 +90,12 @@ def featurize(settings: Featurize, raw: Path, folder: Path, details: Path, proce
     write_rows(folder / "dropped.tsv", Drop, drops)
     if not written:
         raise UserError(f"no clips of {raw} are left: {folder / 'dropped.tsv'} lists why")
-    counts = {
+    return {
         "clips": written,
         "seconds": round(seconds, 2),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.zip")),
         "dropped": dict(sorted(Counter(drop.reason for drop in drops).items())),
     }
-    write_json(details, counts)
-    return counts
 
 
 def write_next_shard(settings: Featurize, folder: Path, rows: list[Features], written: int) -> int:
