@@ -120,7 +120,7 @@ def named(place: str, corpus: str) -> Iterator[None]:
         yield
     except UserError as error:
         text = str(error).replace(f"download.{corpus}", f"download.{place}.set")
-        raise UserError(text if place in text else f"download.{place}: {text}") from None
+        raise UserError(text if text.startswith(f"download.{place}") else f"download.{place}: {text}") from None
 
 
 def narrow(settings: Download, wanted: Sequence[str], limit: int | None) -> Download:
