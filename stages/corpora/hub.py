@@ -140,7 +140,10 @@ def told(settings: Hub, what: str) -> Iterator[None]:
     except Exception as error:  # of datasets, huggingface_hub, pyarrow, fsspec and their HTTP library
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # of what went wrong in preparing
         place = f"{settings.id} at {settings.revision}"
-        raise UserError(f"download.hub: {what} of {place} cannot be had: {one_line(cause)}") from None
+        text = one_line(cause)
+        lacking = what.startswith("split ") and "split" in text  # which is told by datasets in several ways
+        remedy = "; where there is no such split, set its splits to [] and share to 0.1, of train" * lacking
+        raise UserError(f"download.hub: {what} of {place} cannot be had: {text}{remedy}") from None
 
 
 def open_dataset(settings: Hub) -> Any:
