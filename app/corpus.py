@@ -29,7 +29,7 @@ from stages.corpora import folder as corpora
 from stages.corpora.local import data_folder
 from stages.corpora.selection import check_clip, read_tsv, suffix
 from stages.params import Download, load_params
-from stages.params_file import FOLDER_DIGEST, ParamsFile
+from stages.params_file import ParamsFile, recordings_read
 from stages.runtime.errors import UserError
 from stages.runtime.files import write_table
 
@@ -82,9 +82,9 @@ def save_clip(folder: Path, audio: Path, text: str, speaker: str, source: str, c
             except BaseException:  # a disk that is full: no clip without its row
                 (folder / name).unlink()
                 raise
-            if not is_trained_on(folder, download):
+            if not (keys := digest_keys(folder, download)):
                 return Saved(len(rows), training_command(folder))
-            pin_digest(folder, params)
+            pin_digest(folder, params, keys)
             return Saved(len(rows), None)
     except OSError as error:
         raise UserError(f"The recording was not saved: {folder} cannot be written: {error.strerror}") from None
@@ -175,10 +175,10 @@ def copy_aside(audio: Path, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def is_trained_on(folder: Path, download: Download) -> bool:
-    """Whether params.yaml has the pipeline read this folder."""
-    named = data_folder() / Path(download.folder.path).expanduser()
-    return download.corpus == "folder" and named.resolve() == folder.resolve()
+def digest_keys(folder: Path, download: Download) -> list[str]:
+    """Where in params.yaml its digest stands; nowhere, where the pipeline does not read this folder."""
+    read = {key: data_folder() / Path(path).expanduser() for key, path in recordings_read(download).items()}
+    return [key for key, path in read.items() if path.resolve() == folder.resolve()]
 
 
 def training_command(folder: Path) -> str:
@@ -188,13 +188,14 @@ def training_command(folder: Path) -> str:
     return f"python -m tools.recipe set --set download.corpus=folder --set download.folder.path={path}"
 
 
-def pin_digest(folder: Path, params: Path) -> None:
+def pin_digest(folder: Path, params: Path, keys: list[str]) -> None:
     """Write the folder's digest into params.yaml; raises UserError, with the digest, where that is not possible."""
     with redirect_stderr(io.StringIO()):  # a bar for each clip would fill the app's terminal
         digest = corpora.recordings_digest(folder)
     try:
         file = ParamsFile(params)
-        file.set(FOLDER_DIGEST, digest)
+        for key in keys:
+            file.set(key, digest)
         file.save()
     except (UserError, OSError):
-        raise UserError(f"The recording was saved; write {FOLDER_DIGEST}: {digest} into {params} yourself") from None
+        raise UserError(f"The recording was saved; write {keys[0]}: {digest} into {params} yourself") from None

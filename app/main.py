@@ -105,7 +105,7 @@ def find_examples(split: Path, params: Path | None, spare: Path) -> "list[Exampl
     if found := read_examples(split):
         return found
     download = load_params(params).download if params else None
-    if download is None or download.corpus != "synthetic":
+    if download is None or download.corpora or download.corpus != "synthetic":
         return []
     try:
         write_examples(download.synthetic.seed, spare)

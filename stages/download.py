@@ -1,4 +1,4 @@
-"""A corpus -> data/raw/{train,validation,test}: a clip list and the audio as it came."""
+"""Corpora -> data/raw/{train,validation,test}, and probes below it: a clip list and the audio as it came."""
 
 import difflib
 import os
@@ -12,11 +12,12 @@ from typing import Any
 import click
 
 from stages.asr.clips import SPLITS, Clip, Drop, write_clips, write_rows
-from stages.corpora import common_voice, folder, hub, synthetic
-from stages.corpora.selection import possible_ids
+from stages.asr.probes import Probe, write_probes
+from stages.corpora.sources import PROBES, collect, count_shared, source_ids
 from stages.params import Download, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import write_json
+from stages.runtime.progress import warn
 
 
 @click.command()
@@ -25,65 +26,58 @@ from stages.runtime.files import write_json
 @click.option("--dropped", type=click.Path(path_type=Path), required=True, help="Table of what was left out.")
 @click.option("--details", type=click.Path(path_type=Path), required=True, help="File for the counts.")
 def main(params: Path, raw: Path, dropped: Path, details: Path) -> None:
-    """Bring one corpus into the pipeline's own layout."""
+    """Bring a corpus, or several, into the pipeline's own layout."""
     values = load_params(params)
     counts = download(values.download, raw, dropped, details, values.compute.processes or os.cpu_count() or 1)
     click.echo(", ".join(f"{counts[split]['clips']} {split}" for split in SPLITS) + f" clips in {raw}")
 
 
 def download(settings: Download, raw: Path, dropped: Path, details: Path, processes: int) -> dict[str, Any]:
-    """Collect the corpus into ``raw``; returns the counts that ``details`` holds.
+    """Collect the corpus and the probes into ``raw``; returns the counts that ``details`` holds.
 
-    Raises UserError where a split ends up empty, or a clip is to be left out that the corpus does not have.
+    Raises UserError where a split ends up empty, or a clip is to be left out that no corpus has.
     """
     shutil.rmtree(raw, ignore_errors=True)
-    for split in SPLITS:
-        (raw / split / "audio").mkdir(parents=True)
-    clips, drops = collect_corpus(settings, raw, processes)
-    drops += drop_clips(settings.drop, clips, drops, raw)
-    clips["test"] = mark_known_speakers(clips["test"], {clip.speaker for clip in clips["train"]})
+    for split in (*(f"{split}/audio" for split in SPLITS), PROBES):
+        (raw / split).mkdir(parents=True)
+    clips, drops = collect(settings, raw, processes)
+    drops += drop_clips(settings, clips, drops, raw)
+    known = {clip.speaker for clip in clips["train"]}
+    clips |= {
+        split: mark_known_speakers(clips[split], known) for split in clips if split not in ("train", "validation")
+    }
     write_rows(dropped, Drop, sorted(drops, key=lambda drop: (drop.split, drop.id, drop.reason)))
-    for split in SPLITS:
+    for split in clips:
         if not clips[split]:
             raise UserError(f"no clips are left in {split}: {dropped} lists why; change download in params.yaml")
         write_clips(raw / split, clips[split])
+    write_probes(raw / PROBES, [Probe(name, probe.language or "") for name, probe in settings.probes.items()])
     counts = {split: count_clips(clips[split], drops, split) for split in SPLITS}
+    if settings.probes:
+        counts[PROBES] = {name: count_probe(name, clips, drops, raw) for name in sorted(settings.probes)}
     write_json(details, counts)
     return counts
 
 
-def collect_corpus(settings: Download, raw: Path, processes: int) -> tuple[dict[str, list[Clip]], list[Drop]]:
-    """The clips of the chosen corpus by split, their audio in ``raw/<split>/audio``, and what was left out."""
-    if settings.corpus == "synthetic":
-        return synthetic.collect(settings.synthetic, raw, processes)
-    if settings.corpus == "common_voice":
-        return common_voice.collect(settings.common_voice, raw, processes)
-    if settings.corpus == "hub":
-        return hub.collect(settings.hub, raw, processes)
-    return folder.collect(settings.folder, raw, processes)
-
-
-def drop_clips(
-    reasons: dict[str, list[str]], clips: dict[str, list[Clip]], dropped: Sequence[Drop], raw: Path
-) -> list[Drop]:
+def drop_clips(settings: Download, clips: dict[str, list[Clip]], dropped: Sequence[Drop], raw: Path) -> list[Drop]:
     """Take out the clips that are named, by reason, and their audio; returns what was dropped.
 
     All others stay as they are: none takes the place of one in a limit. A clip that is dropped already may be named, as
     after a change of limits or tables. Raises UserError where the corpus has no clip of a name.
     """
-    reason_of = {name: reason for reason, names in reasons.items() for name in names}
+    reason_of = {name: reason for reason, names in settings.drop.items() for name in names}
     drops = []
-    for split in SPLITS:
+    for split in clips:
         for clip in clips[split]:
             if clip.id in reason_of:
                 drops.append(Drop(split, clip.id, reason_of[clip.id], "download.drop"))
                 (raw / split / "audio" / clip.audio).unlink()
         clips[split] = [clip for clip in clips[split] if clip.id not in reason_of]
     if unknown := reason_of.keys() - {drop.id for drop in drops}:
-        unknown -= {name for drop in dropped for name in possible_ids(drop.id)}
+        unknown -= {name for drop in dropped for name in source_ids(settings, drop)}
     if unknown:
         name = min(unknown)
-        near = difflib.get_close_matches(name, [clip.id for split in SPLITS for clip in clips[split]], n=1)
+        near = difflib.get_close_matches(name, [clip.id for split in clips for clip in clips[split]], n=1)
         raise UserError(
             f"download.drop.{reason_of[name]}: the corpus has no clip {name}"
             f"{f'; did you mean {near[0]}?' if near else ''} ({len(unknown):,} unknown in all): name clips by id, as"
@@ -105,3 +99,13 @@ def count_clips(clips: list[Clip], drops: list[Drop], split: str) -> dict[str, A
         "speakers": len({clip.speaker for clip in clips}),
         "dropped": dict(sorted(dropped.items())),
     }
+
+
+def count_probe(name: str, clips: dict[str, list[Clip]], drops: list[Drop], raw: Path) -> dict[str, Any]:
+    """The same of a probe, and what of it stands in train too, which no split gives up for it; warns of that."""
+    split = f"{PROBES}/{name}"
+    shared = count_shared(clips[split], raw / split, clips["train"], raw / "train")
+    if shared:
+        told = " and ".join(f"the {what} of {count:,}" for what, count in shared.items())
+        warn(f"probe {name}: {told} of its {len(clips[split]):,} clips stands in train too, so that its WER flatters")
+    return count_clips(clips[split], drops, split) | {"in_train": shared}

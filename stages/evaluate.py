@@ -1,8 +1,12 @@
-"""One model + the test shards -> transcripts, scores, and the tables of its plots. The only stage that reads test."""
+"""One model + the test shards -> transcripts, scores, and the tables of its plots. The only stage that reads test.
+
+Probes, test sets of other corpora, are scored beside it.
+"""
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from stages.asr.decoding import decode_mels, token_limit
 from stages.asr.device import autocast, best_device, explain_out_of_memory, half_precision
 from stages.asr.mel import FRAMES_PER_SECOND, HOP_LENGTH, log_mel
 from stages.asr.model import SpeechModel, check_fit, load_model
+from stages.asr.probes import Probe, read_probes
 from stages.asr.scoring import clip_edits, normal_errors, score
 from stages.asr.shards import Entry, Shards
 from stages.asr.significance import error_interval
@@ -25,7 +30,8 @@ from stages.runtime.files import write_json, write_table
 from stages.runtime.progress import ProgressBar, warn
 
 # What people compare: each is a column of `dvc exp show`.
-COMPARED = ("wer", "wer_low", "wer_high", "wer_full_window", "wer_stressed", "cer", "untrained")
+COMPARED = ("wer", "wer_low", "wer_high", "wer_full_window", "wer_stressed", "cer", "untrained", "probes")
+OF_PROBES = ("wer", "wer_low", "wer_high", "cer")  # by its name
 MOST_CONFUSED = 20  # rows of that table
 FOLDER = click.Path(path_type=Path)
 
@@ -36,17 +42,19 @@ Rows = list[tuple[str, float, float, float, int]]
 @click.option("--params", type=FOLDER, required=True)
 @click.option("--model", type=FOLDER, required=True)
 @click.option("--test", type=FOLDER, required=True, help="Test shards.")
+@click.option("--probes", type=FOLDER, required=True, help="Folder of the probes' shards.")
 @click.option("--transcripts", type=FOLDER, required=True, help="Table of what was said and what was heard.")
 @click.option("--tables", type=FOLDER, required=True, help="Folder for the tables of the plots.")
 @click.option("--metrics", type=FOLDER, required=True, help="File for the scores that people compare.")
 @click.option("--details", type=FOLDER, required=True, help="File for the other scores, and the counts.")
-def main(params: Path, model: Path, test: Path, **results: Path) -> None:
-    """Measure one model on the test split."""
+def main(params: Path, model: Path, test: Path, probes: Path, **results: Path) -> None:
+    """Measure one model on the test split, and on the probes."""
     values = load_params(params)
-    scores = evaluate(values.evaluate, values.compute, model, test, Results(**results))
+    scores = evaluate(values.evaluate, values.compute, model, test, Results(**results), probes)
     label = " (untrained)" if scores.get("untrained") else ""
     interval = f"{scores['wer_low']:.1f} to {scores['wer_high']:.1f} by {scores['wer_by']}"
-    click.echo(f"{model}{label}: WER {scores['wer']:.1f} % ({interval})")
+    probed = "".join(f", {name} {found['wer']:.1f} %" for name, found in scores.get("probes", {}).items())
+    click.echo(f"{model}{label}: WER {scores['wer']:.1f} % ({interval}){probed}")
 
 
 @dataclass(frozen=True)
@@ -59,28 +67,23 @@ class Results:
     details: Path
 
 
-def evaluate(settings: Evaluate, compute: Compute, model: Path, test: Path, results: Results) -> dict:
-    """Decode and score test; returns what ``metrics`` and ``details`` hold.
+def evaluate(
+    settings: Evaluate, compute: Compute, model: Path, test: Path, results: Results, probes: Path | None = None
+) -> dict:
+    """Decode and score test, and each probe below ``probes``; returns what ``metrics`` and ``details`` hold.
 
     Clips whose reference has no words cannot be scored: they are counted under ``dropped``. A trained model is also
     measured on the full window and under conditions; of an untrained one these would tell nothing. Raises UserError
-    where no clip is left, where the features do not fit the model, or where memory runs out.
+    where no clip is left, where the features do not fit the model, where it does not know a probe's language, or where
+    memory runs out.
     """
     device = best_device()
-    speech, shards = load_model(model, device), Shards(test)
-    check_fit(speech, shards, test)
-    numbers = [number for number, entry in enumerate(shards.entries) if normalise(entry.text)]
-    if not numbers:
-        raise UserError(f"no text in {test} holds a word: look into the corpus")
+    speech = load_model(model, device)
     size = compute.decode_batch_size
-    recogniser = Recogniser(
-        speech, [shards.entries[n] for n in numbers], lambda at: shards.mel(numbers[at]), size, model.name
-    )
+    recogniser = open_test(speech, test, size, model.name)
+    others = open_probes(speech, probes, size, model.name) if probes else {}
     with autocast(device, half_precision(device)), explain_out_of_memory(f"lower compute.decode_batch_size ({size})"):
-        heard = recogniser.decode()
-        scores, errors = score([entry.text for entry in recogniser.entries], heard)
-        scores |= speaker_scores(recogniser.entries, word_counts(errors), settings)
-        scores["dropped"] = {"no words": len(shards) - len(numbers)} if len(shards) > len(numbers) else {}
+        scores, heard, errors = measure(recogniser, settings)
         rows: Rows = []
         if speech.untrained:
             scores["untrained"] = True
@@ -88,6 +91,13 @@ def evaluate(settings: Evaluate, compute: Compute, model: Path, test: Path, resu
             scores |= full_window_scores(recogniser, settings)
             rows = condition_rows(recogniser, heard, settings)
             scores |= stressed_score(rows)
+        probed = {}
+        for probe, other in others.items():
+            with spoken(speech, probe.language):
+                probed[probe.name], _, _ = measure(other, settings)
+    if probed:
+        scores["probes"] = {name: {key: found.pop(key) for key in OF_PROBES} for name, found in probed.items()}
+        scores["probe_details"] = probed
     write_transcripts(results.transcripts, recogniser.entries, heard, errors)
     write_plot_tables(results.tables, model.name, recogniser.entries, scores, errors)
     columns = ["model", "condition", "wer", "low", "high", "clips"]
@@ -100,13 +110,14 @@ def evaluate(settings: Evaluate, compute: Compute, model: Path, test: Path, resu
 
 @dataclass(frozen=True)
 class Recogniser:
-    """A model over the clips that can be scored; read: a clip's features by its place among them."""
+    """A model over the clips that can be scored; read: a clip's features by its place among them; wordless: others."""
 
     speech: SpeechModel
     entries: list[Entry]
     read: Callable[[int], np.ndarray]
     batch_size: int
     name: str
+    wordless: int = 0
 
     def decode(self) -> list[str]:
         """Every clip as it is trained: at its own length, or on the full window."""
@@ -151,6 +162,48 @@ class Recogniser:
             lambda batches, total: ProgressBar(batches, total=total, unit="batch", desc=label),
             limit,
         )
+
+
+def open_test(speech: SpeechModel, folder: Path, batch_size: int, name: str) -> Recogniser:
+    """A model over the shards of a folder; raises UserError where they do not fit it, or no text holds a word."""
+    shards = Shards(folder)
+    check_fit(speech, shards, folder)
+    numbers = [number for number, entry in enumerate(shards.entries) if normalise(entry.text)]
+    if not numbers:
+        raise UserError(f"no text in {folder} holds a word: look into the corpus")
+    entries = [shards.entries[number] for number in numbers]
+    return Recogniser(speech, entries, lambda at: shards.mel(numbers[at]), batch_size, name, len(shards) - len(numbers))
+
+
+def open_probes(speech: SpeechModel, folder: Path, batch_size: int, name: str) -> dict[Probe, Recogniser]:
+    """The same of each probe; raises UserError where the model does not know a language too."""
+    known = vars(speech.whisper.generation_config)["lang_to_id"]
+    probes = read_probes(folder)
+    for probe in probes:
+        if probe.language and f"<|{probe.language}|>" not in known:
+            raise UserError(f"download.probes.{probe.name}.language: the model does not know {probe.language!r}")
+    return {probe: open_test(speech, folder / probe.name, batch_size, f"{name}, {probe.name}") for probe in probes}
+
+
+@contextmanager
+def spoken(speech: SpeechModel, language: str) -> Iterator[None]:
+    """Have the model hear and write another language, where one is named."""
+    config = vars(speech.whisper.generation_config)
+    before = config["language"]
+    config["language"] = language or before
+    try:
+        yield
+    finally:
+        config["language"] = before
+
+
+def measure(recogniser: Recogniser, settings: Evaluate) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """The scores of some clips as they are trained, what was heard of each, and the errors behind the scores."""
+    heard = recogniser.decode()
+    scores, errors = score([entry.text for entry in recogniser.entries], heard)
+    scores |= speaker_scores(recogniser.entries, word_counts(errors), settings)
+    scores["dropped"] = {"no words": recogniser.wordless} if recogniser.wordless else {}
+    return scores, heard, errors
 
 
 def word_counts(errors: dict[str, Any]) -> np.ndarray:
@@ -279,8 +332,13 @@ def write_plot_tables(folder: Path, model: str, entries: list[Entry], scores: di
     speakers = grouped(errors, [f"{entry.speaker[:12]} ({names[entry.known_speaker]})" for entry in entries])
     pairs = Counter(f"{said or '∅'} → {text or '∅'}" for _, said, text in errors["confusions"])
     most = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_CONFUSED]
+    probes = [
+        (name, found["wer"], found["wer_low"], found["wer_high"], scores["probe_details"][name]["clips"])
+        for name, found in scores.get("probes", {}).items()
+    ]
     for name, columns, rows in (
         ("wer", ["wer", "low", "high"], [(scores["wer"], scores["wer_low"], scores["wer_high"])]),
+        ("probes", ["probe", "wer", "low", "high", "clips"], probes),
         ("lengths", ["length", "wer", "clips"], lengths),
         ("speakers", ["speaker", "wer", "clips"], speakers),
         ("confusions", ["confusion", "count"], most),

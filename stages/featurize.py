@@ -1,4 +1,4 @@
-"""One split of raw clips -> zipped log-mel shards.
+"""One split of raw clips, or all probes -> zipped log-mel shards.
 
 The features of each audio file are kept by its bytes, so that a later run decodes only what is new: of more clips, of
 other tables, with other texts. Where they came from shows in no byte.
@@ -21,6 +21,7 @@ import soundfile
 from stages.asr.audio import AudioError, TooLongError, read_audio
 from stages.asr.clips import Clip, Drop, iterate_clips, write_rows
 from stages.asr.mel import SAMPLE_RATE, log_mel
+from stages.asr.probes import holds_probes, read_probes, write_probes
 from stages.asr.shards import DTYPES, Entry, pack_mel, write_shard
 from stages.params import Featurize, load_params
 from stages.runtime.errors import UserError
@@ -45,16 +46,22 @@ class Features(NamedTuple):
 
 @click.command()
 @click.option("--params", type=click.Path(path_type=Path), required=True)
-@click.option("--clips", type=click.Path(path_type=Path), required=True, help="Folder of one split's raw clips.")
+@click.option(
+    "--clips", type=click.Path(path_type=Path), required=True, help="Folder of a split's raw clips, or of probes."
+)
 @click.option("--kept", type=click.Path(path_type=Path), help="Store for later runs, below DVC_ROOT; no out.")
 @click.option("--shards", type=click.Path(path_type=Path), required=True, help="Folder for the zips.")
 @click.option("--details", type=click.Path(path_type=Path), required=True, help="File for the counts.")
 def main(params: Path, clips: Path, kept: Path | None, shards: Path, details: Path) -> None:
-    """Turn one split's audio into log-mel shards."""
+    """Turn a split's audio, or that of each probe, into log-mel shards."""
     values = load_params(params)
     packs, most = None, round(values.compute.kept_gigabytes * 1e9)
     if kept and most:
         packs = Packs(repository() / kept / describe_features(values.featurize), most)
+    if holds_probes(clips):
+        found = featurize_probes(values.featurize, clips, shards, details, values.compute.processes, packs)
+        click.echo(f"{len(found)} probes in {shards}")
+        return
     counts = featurize(values.featurize, clips, shards, details, values.compute.processes, packs)
     click.echo(f"{counts['clips']} clips, {counts['bytes'] / 1e6:.1f} MB in {shards}")
 
@@ -70,10 +77,40 @@ def describe_features(settings: Featurize) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def featurize_probes(
+    settings: Featurize, raw: Path, folder: Path, details: Path, processes: int | None, kept: Packs | None = None
+) -> dict[str, dict[str, Any]]:
+    """Write the shards of each probe below ``folder``, and the table of probes; returns the counts by probe.
+
+    kept: as of ``write_features``. Raises UserError where nothing is left of one.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    probes = read_probes(raw)
+    counts = {
+        probe.name: write_features(settings, raw / probe.name, folder / probe.name, processes, kept) for probe in probes
+    }
+    write_probes(folder, probes)
+    write_json(details, counts)
+    return counts
+
+
 def featurize(
     settings: Featurize, raw: Path, folder: Path, details: Path, processes: int | None, kept: Packs | None = None
 ) -> dict[str, Any]:
     """Write the shards of one split; returns the counts that ``details`` holds.
+
+    kept: as of ``write_features``. Raises UserError where none is left.
+    """
+    counts = write_features(settings, raw, folder, processes, kept)
+    write_json(details, counts)
+    return counts
+
+
+def write_features(
+    settings: Featurize, raw: Path, folder: Path, processes: int | None, kept: Packs | None
+) -> dict[str, Any]:
+    """Write the shards of a folder of clips; returns how many clips, seconds and bytes, and what was dropped.
 
     What cannot be decoded or lasts too long is listed in ``dropped.tsv`` beside the shards and counted by reason.
     kept: features that are taken instead of decoding, and where new ones go. Memory does not grow with the clips.
@@ -90,14 +127,12 @@ def featurize(
         raise UserError(f"no clips of {raw} are left: {folder / 'dropped.tsv'} lists why")
     if writer.taken:
         note(f"{raw.name}: {writer.written:,} clips, {writer.taken:,} kept from before")
-    counts = {
+    return {
         "clips": writer.written,
         "seconds": round(writer.seconds, 2),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.zip")),
         "dropped": dict(sorted(writer.reasons.items())),
     }
-    write_json(details, counts)
-    return counts
 
 
 class ShardWriter:

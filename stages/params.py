@@ -1,10 +1,10 @@
 """params.yaml as frozen sections: what may stand there, and how a wrong value is reported."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 
 
 class Section(BaseModel):
@@ -50,7 +51,7 @@ class Scratch(Section):
 class Whisper(Section):
     base: Annotated[str, Field(pattern=r"^(scratch|[\w.-]+/[\w.-]+|[./~].*)$")]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None
-    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+    language: LanguageCode
     task: Literal["transcribe", "translate"]
     scratch: Scratch
 
@@ -135,12 +136,30 @@ class Folder(Section):
 
 
 Reason = Annotated[str, Field(pattern=r"^[\w ,'-]+$")]  # a key of counts
+UNPINNED = "must be the data set's commit; `tools.recipe set --pin` looks it up"
 ClipId = Annotated[str, Field(min_length=1)]
 
 
+HubSplitName = Annotated[str, Field(min_length=1)]
+
+
 class HubSplit(Section):
-    splits: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    splits: Annotated[list[HubSplitName], Field(min_length=1)]
     limit: Count | None
+
+
+class HubHeldOut(Section):
+    splits: list[HubSplitName]
+    limit: Count | None
+    share: Annotated[float, Field(gt=0, lt=1)] | None
+
+    @model_validator(mode="after")
+    def clips_come_from_one_place(self) -> Self:
+        if bool(self.splits) == (self.share is not None):
+            raise ValueError(
+                "either splits is [] or share is null: a data set without this split gives a share of train"
+            )
+        return self
 
 
 class Hub(Section):
@@ -151,14 +170,43 @@ class Hub(Section):
     text: Annotated[str, Field(min_length=1)]
     speaker: Annotated[str, Field(min_length=1)] | None
     train: HubSplit
-    validation: HubSplit
-    test: HubSplit
+    validation: HubHeldOut
+    test: HubHeldOut
     min_seconds: Annotated[float, Field(ge=0)]
     max_seconds: Annotated[float, Field(gt=0)]
 
+    @model_validator(mode="after")
+    def shares_leave_some_to_train(self) -> Self:
+        if (self.validation.share or 0) + (self.test.share or 0) >= 1:
+            raise ValueError("validation.share and test.share together must be less than 1: the rest is train")
+        return self
+
+
+CorpusName = Literal["synthetic", "common_voice", "folder", "hub"]
+SourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]  # begins its clips' ids, up to a full stop
+
+
+class Source(Section):
+    """A corpus, and what it changes of the section of its name. Keys that are left out are as here."""
+
+    corpus: CorpusName
+    set: dict[str, Any] = {}
+    limit: Count | None = None
+
+
+class TrainSource(Source):
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    train_only: bool = False
+
+
+class Probe(Source):
+    language: LanguageCode | None = None
+
 
 class Download(Section):
-    corpus: Literal["synthetic", "common_voice", "folder", "hub"]
+    corpus: CorpusName
+    corpora: dict[SourceName, TrainSource]
+    probes: dict[SourceName, Probe]
     drop: dict[Reason, list[ClipId]]
     synthetic: Synthetic
     common_voice: CommonVoice
@@ -166,10 +214,55 @@ class Download(Section):
     hub: Hub
 
     @model_validator(mode="after")
-    def hub_is_pinned(self) -> Self:
-        if self.corpus == "hub" and self.hub.revision is None:
-            raise ValueError("hub.revision must be the data set's commit; `tools.recipe set --pin` looks it up")
+    def sources_are_whole(self) -> Self:
+        """Each source's section with its changes is as valid, and as pinned, as one that stands alone."""
+        if both := sorted(self.corpora.keys() & self.probes.keys()):
+            raise ValueError(
+                f"corpora and probes are both called {both[0]}: ids begin with the name, so give one another"
+            )
+        problems = [] if self.corpora or self.corpus != "hub" or self.hub.revision else [f"hub.revision {UNPINNED}"]
+        for place, source in self.sources().items():
+            try:
+                alone = self.alone(source)
+            except ValidationError as error:
+                lines = [
+                    describe_error(
+                        one["type"], one["loc"], one["msg"], one["input"], type(getattr(self, source.corpus))
+                    )
+                    for one in error.errors()
+                ]
+                problems += [f"{place}.set: {line.strip()}" for line in lines]
+            else:
+                problems += (
+                    [f"{place}.set.revision {UNPINNED}"] if alone.corpus == "hub" and not alone.hub.revision else []
+                )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+    def sources(self) -> dict[str, Source]:
+        """Corpora and probes by their place in this section, in the order of their names."""
+        kinds: dict[str, Mapping[str, Source]] = {"corpora": self.corpora, "probes": self.probes}
+        return {f"{kind}.{name}": source for kind, named in kinds.items() for name, source in sorted(named.items())}
+
+    def alone(self, source: Source) -> Self:
+        """The section as it were with one source as the only corpus; raises ValidationError where that is not valid."""
+        section = getattr(self, source.corpus)
+        changed = type(section).model_validate(merge(section.model_dump(), source.set))
+        alone = {"corpus": source.corpus, "corpora": {}, "probes": {}, source.corpus: changed}
+        return self.model_copy(update=alone)
+
+    def parts(self) -> dict[str, Self]:
+        """What the splits are made of: a section for each of ``corpora``, by name, or this one where there are none."""
+        return {name: self.alone(source) for name, source in sorted(self.corpora.items())} or {"": self}
+
+
+def merge(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with changes laid over them."""
+    return values | {
+        key: merge(values[key], value) if isinstance(value, dict) and isinstance(values.get(key), dict) else value
+        for key, value in changes.items()
+    }
 
 
 class Featurize(Section):
@@ -391,24 +484,25 @@ def validate_params(values: object, path: Path) -> Params:
         raise UserError("\n".join([f"{path}:", *lines])) from None
 
 
-def describe_error(kind: str, keys: Sequence[str | int], message: str, value: object) -> str:
-    """One of pydantic's errors as a line: the path of keys, what is wrong, what is allowed."""
+def describe_error(
+    kind: str, keys: Sequence[str | int], message: str, value: object, section: type[BaseModel] = Params
+) -> str:
+    """One of pydantic's errors in a section as a line: the path of keys, what is wrong, what is allowed."""
     place = ".".join(map(str, keys)) or "the file"
     if kind == "missing":
         return f"  {place}: is missing"
     if kind == "extra_forbidden":
-        allowed = section_keys(keys[:-1])
+        allowed = section_keys(keys[:-1], section)
         near = difflib.get_close_matches(str(keys[-1]), allowed, n=1)
         return f"  {place}: no such key{f'; did you mean {near[0]}?' if near else ''} (allowed: {', '.join(allowed)})"
     found = "" if isinstance(value, dict) else f", found {value!r}"
     return f"  {place}: {message.removeprefix('Value error, ')}{found}"
 
 
-def section_keys(keys: Sequence[str | int]) -> list[str]:
-    """The keys that are allowed in the section at a path of keys."""
-    section: type[BaseModel] = Params
+def section_keys(keys: Sequence[str | int], section: type[BaseModel]) -> list[str]:
+    """The keys that are allowed in the section at a path of keys below another."""
+    found: Any = section
     for key in keys:
-        annotation = section.model_fields[str(key)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
-    return list(section.model_fields)
+        named = get_args(found)  # of sections by name, as corpora are, all of which have the same keys
+        found = named[1] if named else found.model_fields[str(key)].annotation
+    return list(found.model_fields)

@@ -11,12 +11,24 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from stages.params import Params, read_yaml, validate_params
+from stages.params import Download, Params, read_yaml, validate_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import write_text
 
 FOLDER_DIGEST = "download.folder.digest"  # the key that a tool writes, not a person
+SOURCE_DIGEST = "download.{}.set.digest"  # the same of a source
 Changes = dict[str, tuple[object, object]]  # values before and after by dotted key
+
+
+def recordings_read(download: Download) -> dict[str, str]:
+    """The folders of recordings that are read, each by the key at which its digest stands."""
+    found = {
+        SOURCE_DIGEST.format(place): download.alone(source).folder.path
+        for place, source in download.sources().items()
+        if source.corpus == "folder"
+    }
+    alone = download.corpus == "folder" and not download.corpora
+    return ({FOLDER_DIGEST: download.folder.path} if alone else {}) | found
 
 
 class ParamsFile:
@@ -35,6 +47,11 @@ class ParamsFile:
         for name in key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
         return value
+
+    def names(self, key: str) -> list[str]:
+        """The names that stand in the mapping at a dotted key; none where there is no mapping."""
+        found = self.get(key)
+        return [str(name) for name in found] if isinstance(found, Mapping) else []
 
     def set(self, key: str, value: object, dated: str | None = None) -> None:
         """Set the value at a dotted key; whether both are allowed is for ``validate`` and ``save`` to say.

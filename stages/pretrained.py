@@ -65,13 +65,15 @@ def pretrained(settings: Whisper, train: Path, folder: Path) -> SpeechModel:
 
 
 def fetch_from_hub(name: str, revision: str | None) -> Path:
-    """A model's files from the Hub at one commit, from huggingface_hub's cache where they lie there."""
+    """A model's files from the Hub at one commit, from huggingface_hub's cache where they lie there.
+
+    Raises UserError where they cannot be had.
+    """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # each version of huggingface_hub has another HTTP library, with errors of its own
         raise UserError(f"whisper.base: {name} at {revision} cannot be fetched: {one_line(error)}") from None
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"whisper.base: {name} at {revision} has no model*.safetensors: choose a revision with one")

@@ -11,6 +11,7 @@ import torch
 from stages.asr.decoding import prompt_tokens, token_limit
 from stages.asr.mel import HOP_LENGTH, LOG_MEL_RANGE, SAMPLE_RATE, log_mel, pad_or_trim
 from stages.asr.model import save_model
+from stages.asr.probes import Probe, write_probes
 from stages.asr.shards import unpack_mel
 from stages.evaluate import Recogniser, Results, condition_changes, evaluate
 from stages.params import load_params
@@ -26,14 +27,14 @@ BEYOND = {"wer_full_window", "wer_stressed"}
 def evaluated(tmp_path, tiny):
     """Call with texts of the test clips, and params: evaluates a tiny model; returns the scores and the folder."""
 
-    def call(*texts: str, model=tiny, **settings: object):
+    def call(*texts: str, model=tiny, probes=None, **settings: object):
         test = write_shards(tmp_path / "test", sounds(), texts=texts)
         values = {f"evaluate.{name.replace('__', '.')}": value for name, value in settings.items()}
         params = write_params(tmp_path / "params.yaml", {"evaluate.bootstrap_samples": 100} | values)
         places = ("texts/tiny.tsv", "tables", "metrics/tiny.json", "details/tiny.json")
         values = load_params(params)
         results = Results(*(tmp_path / place for place in places))
-        return evaluate(values.evaluate, values.compute, model, test, results), tmp_path
+        return evaluate(values.evaluate, values.compute, model, test, results, probes), tmp_path
 
     return call
 
@@ -70,6 +71,34 @@ def test_scores_transcripts_and_tables_agree(evaluated):
     assert rows(folder / "tables/wer.tsv")[1][1] == str(scores["wer"])
     assert sum(int(row[3]) for row in rows(folder / "tables/lengths.tsv")[1:]) == 12
     assert rows(folder / "tables/speakers.tsv")[1][:2] == ["model", "voice (known)"]
+
+
+def test_probes_are_scored_in_their_language_beside_the_test(tmp_path, evaluated, trained):
+    probes = tmp_path / "probes"
+    for name in ("english", "own"):
+        write_shards(probes / name, dict(list(sounds().items())[:3]), texts=("good morning", "…"))
+    write_probes(probes, [Probe("own", ""), Probe("english", "en")])
+    few = {"full_window_clips": 0, "conditions__clips": 0}
+    alone, folder = evaluated("hej", model=trained, **few)
+    transcripts = (folder / "texts/tiny.tsv").read_bytes()
+    scores, _ = evaluated("hej", model=trained, probes=probes, **few)
+    assert {key: value for key, value in scores.items() if "probe" not in key} == alone
+    assert (folder / "texts/tiny.tsv").read_bytes() == transcripts
+    compared, details = (json.loads((folder / f"{name}/tiny.json").read_text()) for name in ("metrics", "details"))
+    assert list(compared["probes"]) == ["english", "own"]
+    assert compared["probes"]["english"].keys() == {"wer", "wer_low", "wer_high", "cer"}
+    assert details["probe_details"]["own"]["clips"] == 2 and details["probe_details"]["own"]["dropped"] == {
+        "no words": 1
+    }
+    assert [row[1] for row in rows(folder / "tables/probes.tsv")] == ["probe", "english", "own"]
+    assert compared["probes"]["english"] != compared["probes"]["own"]  # the same clips: what differs is the prompt
+
+
+def test_a_language_that_the_model_does_not_know_is_named(tmp_path, evaluated):
+    write_shards(tmp_path / "probes/odd", sounds(), texts=("hej",))
+    write_probes(tmp_path / "probes", [Probe("odd", "xx")])
+    with pytest.raises(UserError, match=r"download\.probes\.odd\.language: the model does not know 'xx'"):
+        evaluated("hej", probes=tmp_path / "probes")
 
 
 def test_a_text_without_words_is_not_scored_but_counted(evaluated):

@@ -109,6 +109,14 @@ def many(folder: Path) -> Path:
     return folder
 
 
+def shared(folder: Path) -> Path:
+    """Forty clips of train alone, by twenty speakers."""
+    audio = [{"bytes": tone(number), "path": f"{number}.mp3"} for number in range(40)]
+    texts, speakers = [f"Mening nummer {number}." for number in range(40)], [str(number // 2) for number in range(40)]
+    write_parquet(folder / "data/train-0.parquet", audio, texts, speakers)
+    return folder
+
+
 def script(folder: Path) -> Path:
     """A data set made by a program of its own, as they were once."""
     folder.mkdir()
@@ -119,7 +127,14 @@ def script(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Iterator[Hub]:
     place = tmp_path_factory.mktemp("hub")
-    made = {"embedded": embedded, "dirty": dirty, "folder": audio_folder, "many": many, "script": script}
+    made = {
+        "embedded": embedded,
+        "dirty": dirty,
+        "folder": audio_folder,
+        "many": many,
+        "script": script,
+        "shared": shared,
+    }
     with serve({f"datasets/team/{name}": {COMMIT: make(place / name)} for name, make in made.items()}) as server:
         yield server
 
@@ -149,6 +164,8 @@ def collect(hub, tmp_path_factory) -> Iterator[Callable[..., dict[str, Any]]]:
             split: {"splits": [dev if split == "validation" else split], "limit": limit if split == "train" else None}
             for split in SPLITS
         }
+        for split in ("validation", "test"):
+            splits[split]["share"] = None
         speaker = "who" if dev == "dev" else None
         columns = {"config": None, "audio": "audio", "text": "sentence", "speaker": speaker}
         bounds = {"min_seconds": 0.1, "max_seconds": 30}
@@ -213,7 +230,7 @@ def test_what_cannot_be_used_is_dropped_with_its_reason(collect, limit):
         ("embedded", {"config": "fi"}, "download.hub: configuration fi of team/embedded at COMMIT cannot be had: "),
         (
             "embedded",
-            {"test": {"splits": ["tst"], "limit": None}},
+            {"test": {"splits": ["tst"], "limit": None, "share": None}},
             "download.hub: split tst of team/embedded at COMMIT",
         ),
         ("embedded", {"text": "txt"}, "download.hub: team/embedded has no column txt; split test has audio, sentence"),
@@ -226,6 +243,32 @@ def test_what_is_not_there_is_told_in_one_line(collect, name, values, said, limi
     error = collect(name, limit, **values)["error"]
     assert "\n" not in error
     assert error.startswith(said.replace("COMMIT", COMMIT))
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+@pytest.mark.parametrize("speaker", [None, "who"])
+def test_splits_that_there_are_not_are_shares_of_train(collect, limit, speaker):
+    held = {split: {"splits": [], "limit": None, "share": 0.35} for split in ("validation", "test")}
+    clips, every = (collect("shared", n, **held, speaker=speaker)["clips"] for n in (limit, None))
+    for split in SPLITS:
+        assert clips[split] == every[split][: limit if split == "train" else None]
+    assert sum(map(len, every.values())) == 40
+    keys = [{clip[3 if speaker else 2] for clip in every[split]} for split in SPLITS]
+    assert len(set.union(*keys)) == sum(map(len, keys)) and all(keys)
+
+
+def test_a_share_that_comes_to_nothing_is_told(collect):
+    held = {split: {"splits": [], "limit": None, "share": 1e-9} for split in ("validation", "test")}
+    assert "the shares give none to validation: change validation.share" in collect("shared", **held)["error"]
+
+
+def test_a_hub_that_hangs_up_is_told_in_one_line(collect, hub):
+    hub.broken = {"info": 0}
+    try:
+        error = collect("embedded", revision="d" * 40)["error"]
+    finally:
+        hub.broken = {}
+    assert "\n" not in error and f"team/embedded at {'d' * 40} cannot be had: " in error
 
 
 def test_the_stage(hub, settings, tmp_path):

@@ -111,6 +111,27 @@ def test_an_impossible_value_is_named_with_what_is_allowed(settings, key, value,
             },
             "  download.common_voice: a release wants its locale, such as sv-SE",
         ),
+        (
+            {"download.hub.test": {"splits": [], "limit": None, "share": None}},
+            "  download.hub.test: either splits is [] or share is null",
+        ),
+        (
+            {"download.corpora": {"a": {"corpus": "hub"}}},
+            "  download: corpora.a.set.revision must be the data set's commi",
+        ),
+        (
+            {"download.corpora": {"a": {"corpus": "folder", "set": {"pth": "x"}}}},
+            "  download: corpora.a.set: pth: no such key; did you mean path? (allowed: path, digest,",
+        ),
+        (
+            {"download.probes": {"a": {"corpus": "folder", "set": {"seed": -1}}}},
+            "  download: probes.a.set: seed: Input should be greater than or equal to 0, found -1",
+        ),
+        ({"download.probes": {"a": {"corpus": "folder", "limt": 3}}}, "  download.probes.a.limt: no such key; did you"),
+        (
+            {f"download.{kind}": {"a": {"corpus": "synthetic"}} for kind in ("corpora", "probes")},
+            "  download: corpora and probes are both called a",
+        ),
         ({"whisper.revision": "abcdef12"}, "  whisper: revision must be null for scratch"),
         ({"whisper.base": "openai/whisper-small"}, "  whisper: revision must be null for scratch; a Hub id wants its"),
     ],

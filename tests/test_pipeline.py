@@ -15,6 +15,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from stages.asr.clips import read_clips
 from tests.support.material import ROOT
 from tests.support.process import PATIENCE
 from tests.support.repository import commit, environment, run, set_params
@@ -49,11 +50,13 @@ def scores(folder: Path, name: str) -> dict:
 
 def test_every_stage_leaves_its_results(finished):
     report = run(finished, "python", "-m", "tools.report")
-    assert "WER" in report and "Trained on 24 clips" in report and "Dropped: none" in report
+    assert "WER" in report and "Trained on 28 clips" in report and "Dropped: none" in report
+    assert "WER, again" in report and "4 clips, 4 with audio in train, 4 with sentence in train" in report
     assert scores(finished, "evaluate/pretrained.json")["untrained"] is True
     assert "untrained" not in scores(finished, "evaluate/tuned.json")
     assert scores(finished, "train.json").keys() == {"validation_wer", "best_step"}
-    assert scores(finished, "details/download.json")["train"] == {"clips": 24, "speakers": 12, "dropped": {}}
+    assert scores(finished, "details/download.json")["train"] == {"clips": 28, "speakers": 13, "dropped": {}}
+    assert {clip.id.partition(".")[0] for clip in read_clips(finished / "data/raw/train")} == {"mine", "voices"}
     steps = [line.split("\t")[0] for line in (finished / "metrics/curves/training.tsv").read_text().splitlines()]
     assert steps == ["step", "1", "2", "3", "4"]
     steps = [line.split("\t")[0] for line in (finished / "metrics/curves/validation.tsv").read_text().splitlines()]
@@ -118,7 +121,7 @@ def check_table(folder: Path, name: str, rate: float) -> None:
     (trial,) = (line.split() for line in table if f"[{name}]" in line)
     values = dict(zip(reversed(header), reversed(trial), strict=False))  # its name and state are of several words
     tuned = json.loads(run(folder, "git", "show", f"{experiment_commit(folder, name)}:metrics/evaluate/tuned.json"))
-    assert header[1:] == ["wer", "wer_stressed", "train.learning_rate", "train.weight_decay"]
+    assert header[1:] == ["wer", "wer_stressed", "probes.again.wer", "train.learning_rate", "train.weight_decay"]
     assert float(values["wer"]) == pytest.approx(tuned["wer"], rel=1e-4)  # DVC rounds to five digits
     assert float(values["train.learning_rate"]) == rate
 
@@ -229,7 +232,14 @@ def test_plots_and_metrics_are_there(finished):
         "wer_full_window",
         "wer_stressed",
         "cer",
+        "probes",
     ]
+    assert shown["metrics/evaluate/tuned.json"]["data"]["probes"]["again"].keys() == {
+        "wer",
+        "wer_low",
+        "wer_high",
+        "cer",
+    }
     assert "validation_wer" in shown["metrics/train.json"]["data"]
     artifacts = YAML(typ="safe").load(finished / "dvc.yaml")["artifacts"]
     assert artifacts["tuned"]["type"] == "model"

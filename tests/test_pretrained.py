@@ -21,6 +21,7 @@ from tests.support.material import ROOT, TINY, speech, write_params, write_shard
 from tests.support.process import said_lines
 
 COMMIT, BINARY = "0123456789abcdef0123456789abcdef01234567", "f" * 40
+UNFETCHED = "c" * 40  # a commit that no test fetches
 
 
 @pytest.fixture
@@ -189,11 +190,15 @@ def fetch(tiny, shards_folder, tmp_path_factory):
     env = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), "")
     env |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "PYTHONPATH": str(ROOT)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": folder}
-    with serve({"team/tiny": {COMMIT: commit, BINARY: binary}}) as hub, (folder / "log").open("w+") as log:
+    with (
+        serve({"team/tiny": {COMMIT: commit, BINARY: binary, UNFETCHED: commit}}) as hub,
+        (folder / "log").open("w+") as log,
+    ):
         env = os.environ | env | {"HF_ENDPOINT": hub.url}
         with subprocess.Popen([sys.executable, "-c", COMMANDS], env=env, stderr=log, **pipes) as process:
 
-            def call(base: str, revision: str, model: Path) -> Fetch:
+            def call(base: str, revision: str, model: Path, **broken: int) -> Fetch:
+                hub.broken = broken
                 params = write_params(folder / "params.yaml", {"whisper.base": base, "whisper.revision": revision})
                 arguments = ["--params", params, "--train", shards_folder, "--model", model]
                 hub.asked.clear()
@@ -225,16 +230,17 @@ def test_a_model_comes_from_the_hub_at_its_commit_and_from_the_cache_again(fetch
 
 
 @pytest.mark.parametrize(
-    ("base", "revision", "complaint"),
+    ("base", "revision", "complaint", "broken"),
     [
-        ("team/tiny", "e" * 40, f"whisper.base: team/tiny at {'e' * 40} cannot be fetched: .*Revision Not Found"),
-        ("team/gone", COMMIT, f"whisper.base: team/gone at {COMMIT} cannot be fetched: .*Repository Not Found"),
-        ("team/tiny", BINARY, f"whisper.base: team/tiny at {BINARY} .*safetensors"),
+        ("team/tiny", "e" * 40, f"whisper.base: team/tiny at {'e' * 40} cannot be fetched: .*Revision Not Found", {}),
+        ("team/gone", COMMIT, f"whisper.base: team/gone at {COMMIT} cannot be fetched: .*Repository Not Found", {}),
+        ("team/tiny", BINARY, f"whisper.base: team/tiny at {BINARY} .*safetensors", {}),
+        ("team/tiny", UNFETCHED, f"whisper.base: team/tiny at {UNFETCHED} cannot be fetched: .", {"resolve": 0}),
     ],
-    ids=["unknown revision", "unknown repository", "no safetensors"],
+    ids=["unknown revision", "unknown repository", "no safetensors", "broken off"],
 )
-def test_what_cannot_be_fetched_is_told_in_one_line(fetch, tmp_path, base, revision, complaint):
-    result = fetch(base, revision, tmp_path / "model")
+def test_what_cannot_be_fetched_is_told_in_one_line(fetch, tmp_path, base, revision, complaint, broken):
+    result = fetch(base, revision, tmp_path / "model", **broken)
     assert result.status == 1
     assert len(result.lines) == 1
     assert re.match(f"Error: {complaint}", result.lines[0])

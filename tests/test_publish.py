@@ -63,6 +63,9 @@ def write_results(folder: Path) -> None:
         write_json(folder / f"metrics/details/featurize/{split}.json", heard)
         write_text(folder / f"data/raw/{split}/clips.tsv", split)
         write_text(folder / f"data/features/{split}/00000.zip", split)
+    write_json(folder / "metrics/details/featurize/probes.json", {})
+    for name in ("raw", "features"):
+        write_text(folder / f"data/{name}/probes/probes.tsv", "name\tlanguage\n")
     for name in ("dropped", "dropped-train", "transcripts/pretrained", "transcripts/tuned"):
         write_text(folder / f"data/{name}.tsv", name)
     for name in ("curves", "tables/pretrained", "tables/tuned"):

@@ -88,18 +88,30 @@ class Cost:
 
 def find_needs(values: Params) -> Iterator[Finding]:
     """What values need, each line as soon as it is known."""
-    corpus = values.download.corpus
-    data = find_data(values)
-    yield data
-    clips, basis = expected_clips(values, data)
+    parts = []
+    for name, download in values.download.parts().items():
+        part = values.model_copy(update={"download": download})
+        found = find_data(part)
+        yield Finding("data", f"{name}: {found.text}" if name else found.text, found.lack)
+        parts.append((download.corpus, *expected_clips(part, found)))
+    for name, probe in sorted(values.download.probes.items()):
+        found = find_data(values.model_copy(update={"download": values.download.alone(probe)}))
+        yield Finding("data", f"probe {name}: {found.text}", found.lack)
+    known = [clips for _, clips, _ in parts]
+    clips = {split: sum(one[split] for one in known) for split in SPLITS if all(split in one for one in known)}
     shown = ", ".join(f"{clips[split]:,} {split}" if split in clips else f"? {split}" for split in SPLITS)
-    yield Finding("clips", f"{shown} ({basis}), of about {SECONDS[corpus]:g} s")
+    basis = "; ".join(dict.fromkeys(basis for _, _, basis in parts))
+    lengths = " and ".join(dict.fromkeys(f"{SECONDS[corpus]:g}" for corpus, *_ in parts))
+    yield Finding("clips", f"{shown} ({basis}), of about {lengths} s")
+    raw = {
+        corpus: sum(SECONDS[name] * sum(one.values()) for name, one, _ in parts if name == corpus) for corpus in SECONDS
+    }
     config = model_shape(values)
     size = VALUE * model_size(config)
-    download = find_download(values, size)
-    yield download
+    fetched = find_download(values, size)
+    yield fetched
     held = training_memory(empty_model(config), values.train) if config else Held(4 * size, 4 * size)
-    yield disk_space(values, clips, size, held.checkpoint, download)
+    yield disk_space(values, raw, size, held.checkpoint, fetched)
     device = best_device()
     if values.train.precision == "fp16" and device.type == "cpu":
         yield Finding(
@@ -209,14 +221,17 @@ def find_download(values: Params, size: float) -> Finding:
     return Finding("download", f"{base}, about {size / GB:.1f} GB (estimated)")
 
 
-def disk_space(values: Params, clips: dict[str, int], size: float, checkpoint: float, download: Finding) -> Finding:
-    """What the outs, their copies in DVC's cache and the checkpoints take, against what is free."""
-    seconds = sum(clips.values()) * SECONDS[values.download.corpus]
+def disk_space(values: Params, raw: dict[str, float], size: float, checkpoint: float, download: Finding) -> Finding:
+    """What the outs, their copies in DVC's cache and the checkpoints take, against what is free.
+
+    raw: seconds of clips by corpus.
+    """
+    seconds = sum(raw.values())
     frame = values.featurize.n_mels * (1 if values.featurize.dtype == "uint8" else 2)
     features = seconds * FRAMES_PER_SECOND * frame
     kept = min(features, values.compute.kept_gigabytes * GB)
     parts = {
-        "raw clips": seconds * RAW_BYTES[values.download.corpus],
+        "raw clips": sum(RAW_BYTES[corpus] * own for corpus, own in raw.items()),
         "features": 2 * features + kept,  # in the workspace, in DVC's cache, and for later runs
         "models": 4 * size + (size if "about" in download.text else 0),
         "checkpoints": (values.checkpoints.keep.local + 1) * checkpoint,  # one while it is written
@@ -405,8 +420,9 @@ def batch_sizes(values: Params) -> tuple[int, int]:
 
 
 def typical_seconds(values: Params) -> float:
-    """Of a clip of the corpus, as far as the model takes it."""
-    seconds = min(SECONDS[values.download.corpus], values.featurize.max_seconds)
+    """Of a clip of the corpus, of several the one with the longest, as far as the model takes it."""
+    longest = max(SECONDS[part.corpus] for part in values.download.parts().values())
+    seconds = min(longest, values.featurize.max_seconds)
     return min(seconds, values.whisper.scratch.seconds) if values.whisper.base == "scratch" else seconds
 
 

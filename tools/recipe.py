@@ -16,11 +16,11 @@ from ruamel.yaml.error import YAMLError
 from stages.corpora import folder
 from stages.corpora.local import locate
 from stages.params_file import (
-    FOLDER_DIGEST,
     Changes,
     ParamsFile,
     flatten,
     read_document,
+    recordings_read,
     round_trip_yaml,
     yaml_text,
 )
@@ -126,19 +126,25 @@ def apply_values(path: Path, values: Values, revisions: str = "keep") -> Changes
     download = params.validate().download
     if revisions == "check":
         check_revisions(params)
-    if download.corpus == "folder" and values.get(FOLDER_DIGEST) is None:
-        recordings = locate(download.folder.path, "Put the folder of your recordings there")
-        params.set(FOLDER_DIGEST, folder.recordings_digest(recordings))
+    for key, named in recordings_read(download).items():
+        if values.get(key) is None:
+            recordings = locate(named, "Put the folder of your recordings there")
+            params.set(key, folder.recordings_digest(recordings))
     return params.save()
 
 
 def named_repositories(params: ParamsFile) -> Iterator[Repository]:
-    """What params.yaml takes from the Hub: the base model, and the data set where that is the corpus."""
+    """What params.yaml takes from the Hub: the base model, and the data sets that are a corpus or a probe."""
     base, dataset = params.get("whisper.base"), params.get("download.hub.id")
     if isinstance(base, str) and base != "scratch" and base[:1] not in "./~":
         yield Repository("whisper.revision", "model", base)
-    if isinstance(dataset, str) and params.get("download.corpus") == "hub":
+    if isinstance(dataset, str) and params.get("download.corpus") == "hub" and not params.get("download.corpora"):
         yield Repository("download.hub.revision", "dataset", dataset)
+    for kind in ("download.corpora", "download.probes"):
+        for name in params.names(kind):
+            if params.get(f"{kind}.{name}.corpus") == "hub":
+                own = params.get(f"{kind}.{name}.set.id") or dataset
+                yield Repository(f"{kind}.{name}.set.revision", "dataset", str(own))
 
 
 def pin_revisions(params: ParamsFile) -> None:
@@ -157,7 +163,7 @@ def check_revisions(params: ParamsFile) -> None:
         if HF_HUB_OFFLINE:
             return
         try:
-            ask_commit(repository, str(params.get(repository.key)))
+            ask_commit(repository, str(params.get(repository.key) or params.get("download.hub.revision")))
         except NoAnswerError as error:
             return note(f"{error}: whether it knows the revisions was not checked")
 

@@ -21,12 +21,15 @@ from stages.corpora.selection import (
     TableRow,
     drop_row,
     filter_rows,
+    random_rank,
+    sentence_key,
     suffix,
 )
 from stages.params import Hub
 from stages.runtime.errors import UserError, one_line
 from stages.runtime.progress import ProgressBar
 
+SEED = 1  # of the shares
 Audio = dict[str, Any]  # undecoded, as ``datasets`` gives it: bytes, and the path where they came from, or one of them
 
 
@@ -35,8 +38,10 @@ def collect(settings: Hub, folder: Path, processes: int) -> tuple[dict[str, list
 
     A limit takes the first clips that can be used, in the data set's order, so that a raised one keeps them, and lists
     none beyond those that were fetched. Clips whose speaker or sentence test has stay out of validation, and those that
-    either has out of train, as far as they were read.
-    Raises UserError where the data set, its commit, configuration, a split or a column cannot be had.
+    either has out of train, as far as they were read. Where validation or test has no splits of its own, it is a share
+    of train's speakers, or of its sentences where speakers are not known: the same ones whatever the limits.
+    Raises UserError where the data set, its commit, configuration, a split or a column cannot be had, or where a share
+    comes to nothing.
     """
     builder = open_dataset(settings)
     limits: dict[str, int | None] = {split: getattr(settings, split).limit for split in SPLITS}
@@ -52,21 +57,47 @@ def collect(settings: Hub, folder: Path, processes: int) -> tuple[dict[str, list
         while batch := list(islice(brought, selection.n_to_try(split, limits[split]))):
             selection.fetch_batch([(split, row, place / row.path) for row in batch])
         guards[split] = SplitIndex(read, clips_alone=False)
-    return selection.finish(limits)
+    clips, drops = selection.finish(limits)
+    for split in SPLITS:
+        if not clips[split] and shares(settings) and limits[split] != 0:
+            raise UserError(
+                f"download.hub: of {settings.id}'s speakers or sentences the shares give none to {split}: change"
+                " validation.share and test.share, or set speaker to null, so that sentences are shared out"
+            )
+    return clips, drops
+
+
+def shares(settings: Hub) -> dict[str, float]:
+    """The share of train that each split takes which has none of its own."""
+    return {split: share for split in ("test", "validation") if (share := getattr(settings, split).share) is not None}
+
+
+def sharer(settings: Hub, row: TableRow) -> str:
+    """The split that a row of train's goes to, by its speaker alone, or its sentence where that is not known."""
+    key = sentence_key(row.text) if row.speaker == UNKNOWN_SPEAKER else row.speaker
+    place = int.from_bytes(random_rank(key, SEED)[:8]) / 2**64
+    for split, share in shares(settings).items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
 
 
 def read_rows(builder: Any, settings: Hub, split: str) -> Iterator[tuple[TableRow, Audio]]:
-    """The rows of a split, the Hub's splits one after another, each with its audio."""
+    """The rows of a split, the Hub's splits one after another, each with its audio; or a share of them."""
     number, section = 0, getattr(settings, split)
+    shared = split == "train" or not section.splits
     with ProgressBar(unit="clip", desc=f"fetch {split}", total=section.limit) as bar:
-        for name in section.splits:
+        for name in section.splits or settings.train.splits:
             for at, example in enumerate(read_examples(builder, settings, name)):
                 audio = as_audio(example[settings.audio])
                 path = f"{split}-{number:06}{suffix(as_text(audio.get('path')))}"
                 speaker = clean_text(as_text(example.get(settings.speaker or "")))
                 text = clean_text(as_text(example[settings.text]))
-                yield TableRow(path, text, speaker or UNKNOWN_SPEAKER, f"{name} row {at}"), audio
+                row = TableRow(path, text, speaker or UNKNOWN_SPEAKER, f"{name} row {at}")
                 number += 1
+                if not shared or sharer(settings, row) == split:
+                    yield row, audio
                 bar.update()
 
 
@@ -109,7 +140,10 @@ def told(settings: Hub, what: str) -> Iterator[None]:
     except Exception as error:  # of datasets, huggingface_hub, pyarrow, fsspec and their HTTP library
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # of what went wrong in preparing
         place = f"{settings.id} at {settings.revision}"
-        raise UserError(f"download.hub: {what} of {place} cannot be had: {one_line(cause)}") from None
+        text = one_line(cause)
+        lacking = what.startswith("split ") and "split" in text  # which is told by datasets in several ways
+        remedy = "; where there is no such split, set its splits to [] and share to 0.1, of train" * lacking
+        raise UserError(f"download.hub: {what} of {place} cannot be had: {text}{remedy}") from None
 
 
 def open_dataset(settings: Hub) -> Any:
@@ -135,7 +169,7 @@ def read_examples(builder: Any, settings: Hub, name: str) -> Iterator[dict[str, 
     wanted = [column for column in (settings.audio, settings.text, settings.speaker) if column]
     limits = (settings.train.limit, settings.validation.limit, settings.test.limit)
     with told(settings, f"split {name}"):
-        if is_folder(builder) or any(limits):
+        if is_folder(builder) or any(limit is not None for limit in limits):
             data = builder.as_streaming_dataset(name).decode(False)
         else:
             builder.download_and_prepare()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from stages.params import merge
 from stages.runtime.errors import UserError, one_line
 from stages.versioning.cache import Report, fetch_folder, link_folder
 from stages.versioning.git import read_blobs, run_git
@@ -193,6 +194,8 @@ def corpus_name(download: object) -> str:
     """What to call the data of params.yaml's section ``download``, which may come from an older version."""
     if not isinstance(download, dict):
         return ""
+    if sources := corpus_sources(download):
+        return " + ".join(corpus_name(source) for source in sources.values())
     corpus = download.get("corpus")
     if not (key := NAMING_KEYS.get(str(corpus))):
         return str(corpus or "")
@@ -201,6 +204,15 @@ def corpus_name(download: object) -> str:
     if corpus == "common_voice" and (release := section.get("release")):
         name = f"cv-corpus-{release}-{section.get('locale')}"
     return Path(str(name)).name.removesuffix(".tar.gz") if name else str(corpus)
+
+
+def corpus_sources(download: dict[str, Any], kind: str = "corpora") -> dict[str, dict[str, Any]]:
+    """What ``download`` would be with each of its corpora, or of its probes, alone, by name and sorted."""
+    found = {}
+    for name, source in sorted((download.get(kind) or {}).items()):
+        corpus = source["corpus"]
+        found[name] = {"corpus": corpus, corpus: merge(download.get(corpus) or {}, source.get("set") or {})}
+    return found
 
 
 def parse_mapping(text: str | None, load: Callable[[str], Any]) -> dict[str, Any]:

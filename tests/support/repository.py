@@ -9,6 +9,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from tests.support.material import ROOT
+from tests.support.tones import write_table
 
 PARTS = ["stages", "tools", "recipes", "dvc.yaml", "params.yaml"]
 PARTS += [".gitignore", ".dvcignore", ".dvc/config", ".dvc/plots"]
@@ -85,9 +86,27 @@ def copy_repository(folder: Path) -> Path:
 
 
 def finish_pipeline(folder: Path) -> Path:
-    """A repository in which the pipeline has run with a tiny model, committed, and pushed to a folder beside it."""
+    """A repository in which the pipeline has run with a tiny model, committed, and pushed to a folder beside it.
+
+    It trains on two corpora, of which the second is the probe too.
+    """
     copy_repository(folder)
     set_params(folder, TINY)
+    recordings = folder.parent / "recordings"
+    write_table(recordings, [{"path": f"{number}.wav", "text": f"mening {number}"} for number in range(4)])
+    settings = {
+        "corpora.voices.corpus": "synthetic",
+        "corpora.mine.corpus": "folder",
+        "corpora.mine.train_only": "true",
+    }
+    settings |= {
+        "corpora.mine.set.path": recordings,
+        "probes.again.corpus": "folder",
+        "probes.again.set.path": recordings,
+    }
+    settings |= {"probes.again.language": "en"}
+    given = [part for key, value in settings.items() for part in ("--set", f"download.{key}={value}")]
+    run(folder, "python", "-m", "tools.recipe", "set", *given)
     run(folder, "git", "init", "-q", "-b", "main")
     run(folder, "dvc", "remote", "add", "-d", "local", str(folder.parent / "remote"))
     run(folder, "dvc", "repro")

@@ -13,9 +13,10 @@ from stages.asr.clips import SPLITS
 from stages.params_file import yaml_text
 from stages.runtime.errors import UserError
 from stages.runtime.files import file_digest
-from stages.versioning.pins import OWN_LENGTH
+from stages.versioning.pins import OWN_LENGTH, corpus_name, corpus_sources
 from tools.publish.release import Release
-from tools.report.terminal import interval_text
+from tools.report.records import probe_scores
+from tools.report.terminal import interval_text, probe_note
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, SpaceCard
@@ -72,7 +73,7 @@ def model_card(release: Release, repo: str, license: str) -> "ModelCard":
         base_model_relation="finetune" if release.base else None,
         datasets=release.datasets,
         metrics=["wer", "cer"],
-        tags=["whisper", MARK, *(["synthetic"] if release.corpus == "synthetic" else [])],
+        tags=["whisper", MARK, *(["synthetic"] if release.synthetic else [])],
         model_name=title,
         eval_results=eval_results(release),
     )
@@ -92,32 +93,49 @@ def model_card(release: Release, repo: str, license: str) -> "ModelCard":
 
 
 def eval_results(release: Release) -> "list[EvalResult]":
-    """The test scores as a model-index, first what ``pipeline()`` gives; what the demo hears is marked for it."""
-    from huggingface_hub import EvalResult
+    """The test scores as a model-index, first what ``pipeline()`` gives; what the demo hears is marked for it.
 
-    rates, settings = release.metrics["evaluate/tuned"], release.params["download"][release.corpus]
+    Those on probes come last.
+    """
+    rates = release.metrics["evaluate/tuned"]
     rows = [
         ("wer", "WER, normalised text, on the full window", FULL_WINDOW, {}),
         ("wer", "WER, normalised text, at the clip's own length", "wer", {"context": OWN_LENGTH}),
         ("wer", "WER, raw text, at the clip's own length", "wer_raw", {}),
         ("cer", "CER, normalised text, at the clip's own length", "cer", {}),
     ]
-    return [
-        EvalResult(
-            task_type="automatic-speech-recognition",
-            task_name="Speech recognition",
-            dataset_type=settings.get("path") or settings.get("id") or release.corpus,
-            dataset_name=release.version.data,
-            dataset_config=settings.get("locale") or settings.get("config"),
-            dataset_split="test",
-            metric_type=kind,
-            metric_name=name,
-            metric_value=rates[key],
-            metric_args=(interval_arguments(rates, key) | args) or None,
-        )
+    source = release.sources[0] if len(release.sources) == 1 else {"corpus": "several"}
+    found = [
+        eval_result(source, release.version.data, kind, name, rates[key], interval_arguments(rates, key) | args)
         for kind, name, key, args in rows
         if key in rates
     ]
+    probes = corpus_sources(release.params["download"], "probes")
+    for probe, scores in probe_scores(rates).items():
+        name = f"{probe}: {corpus_name(probes[probe])}"
+        found.append(eval_result(probes[probe], name, *rows[1][:2], scores["wer"], interval_arguments(scores, "wer")))
+    return found
+
+
+def eval_result(
+    source: dict[str, Any], dataset: str, kind: str, name: str, value: float, arguments: dict[str, Any]
+) -> "EvalResult":
+    """A rate on the test split of a source, as ``Release.sources`` has them."""
+    from huggingface_hub import EvalResult
+
+    settings = source.get(source["corpus"], {})
+    return EvalResult(
+        task_type="automatic-speech-recognition",
+        task_name="Speech recognition",
+        dataset_type=settings.get("path") or settings.get("id") or source["corpus"],
+        dataset_name=dataset,
+        dataset_config=settings.get("locale") or settings.get("config"),
+        dataset_split="test",
+        metric_type=kind,
+        metric_name=name,
+        metric_value=value,
+        metric_args=arguments or None,
+    )
 
 
 def interval_arguments(rates: dict[str, Any], key: str) -> dict[str, Any]:
@@ -136,7 +154,7 @@ def language_name(release: Release) -> str:
 
 def synthetic_warning(release: Release) -> str:
     """What nobody may overlook about a model of a synthetic corpus; "" for others."""
-    if release.corpus != "synthetic":
+    if not release.synthetic:
         return ""
     name = language_name(release)
     return f"""> [!WARNING]
@@ -190,6 +208,11 @@ def score_section(release: Release) -> str:
         if key in after:
             base = f"{before[key]:.1f}" if key in before else ""
             rows.append(f"| {name} | {base} | {after[key]:.1f} | {interval_text(after, key)} |")
+    base_rates = probe_scores(before)
+    for name, found in probe_scores(after).items():
+        base = f"{base_rates[name]['wer']:.1f}" if name in base_rates else ""
+        shared = release.metrics["download"]["probes"][name]["in_train"]
+        rows.append(f"| WER on {name} | {base} | {found['wer']:.1f} | {probe_note(found, shared)} |")
     return f"""## Scores
 
 In percent, on the test split of the same corpus, which training does not use: {after["clips"]:,} clips of
@@ -215,6 +238,9 @@ def score_notes(release: Release) -> str:
             "Changed conditions are a lead of silence, a start cut off, gain, white noise and speed, each alone; the "
             "row is their mean."
         )
+    if probes := corpus_sources(release.params["download"], "probes"):
+        named = ", ".join(f"{name} ({escape_markdown(corpus_name(probe))})" for name, probe in probes.items())
+        notes.append(f"Probes are test sets of other corpora, on which nothing was chosen: {named}.")
     notes.append(
         "WER and CER are on normalised text (lower case, no punctuation, letters such as å ä ö kept), but for the row "
         "of raw text. Of the intervals by clip and by speaker (bootstraps over clips and over whole speakers) the "
@@ -249,10 +275,11 @@ def data_section(release: Release) -> str:
         hours = kept["seconds"] / 3600
         rows.append(f"| {split} | {kept['clips']:,} | {hours:,.1f} | {found['speakers']:,} | {dropped:,} |")
     name = escape_markdown(release.version.data.rpartition(",")[0])
-    named = "A **synthetic** corpus" if release.corpus == "synthetic" else name
+    named = "A **synthetic** corpus" if release.synthetic else name
+    terms = "\n".join(TERMS[corpus] for corpus in release.corpora)
     return f"""## Data
 
-{named}. {TERMS[release.corpus]}
+{named}. {terms}
 
 {markdown_table("| split | clips | hours | voices | clips left out |", rows)}"""
 
@@ -261,9 +288,12 @@ def training_section(release: Release) -> str:
     """The parameters as params.yaml has them, with its comments."""
     params, end = release.params, release.metrics["train"]
     whisper, download = params["whisper"], params["download"]
+    probed = [probe["corpus"] for probe in corpus_sources(download, "probes").values()]
+    which = "corpora" if download.get("corpora") else "corpus"
+    used = dict.fromkeys([which, "probes", *release.corpora, *probed])
     chosen = {
         "whisper": {key: value for key, value in whisper.items() if key != "scratch" or whisper["base"] == "scratch"},
-        "download": {key: download[key] for key in ("corpus", release.corpus)},
+        "download": {key: download[key] for key in used if download.get(key)},
         "featurize": params["featurize"],
         "train": params["train"],
     }
@@ -282,7 +312,7 @@ The weights of {weights}, whose WER on validation was the lowest:
 
 def limits_section(release: Release) -> str:
     """What it is for, and what it is not for."""
-    if release.corpus == "synthetic":
+    if release.synthetic:
         use = "To try the pipeline, its demo and its tests. Not for people's speech."
     else:
         use = f"Drafts of {language_name(release)} transcripts of speech like its corpus's, for a person to correct."
@@ -314,7 +344,7 @@ def space_card(release: Release, repo: str, app_file: str, gradio: str, python: 
     """
     from huggingface_hub import SpaceCard, SpaceCardData
 
-    name, synthetic = language_name(release), release.corpus == "synthetic"
+    name, synthetic = language_name(release), release.synthetic
     data = SpaceCardData(
         title=f"{name} speech to text",
         emoji="🎙️",

@@ -18,7 +18,7 @@ from stages.asr.clips import SPLITS
 from stages.params_file import read_document
 from stages.runtime.errors import UserError
 from stages.versioning.git import run_git
-from stages.versioning.pins import ARTIFACT, WORKSPACE, Repository, Version
+from stages.versioning.pins import ARTIFACT, WORKSPACE, Repository, Version, corpus_sources
 
 MEASURED = ("download", "train", "evaluate/pretrained", "evaluate/tuned", *(f"featurize/{split}" for split in SPLITS))
 ISO = {"jw": "jv"}  # Whisper's one code that is not of ISO 639
@@ -59,16 +59,27 @@ class Release:
         return ISO.get(code, code)
 
     @property
-    def corpus(self) -> str:
-        """synthetic, common_voice, folder or hub."""
-        return self.params["download"]["corpus"]
+    def sources(self) -> list[dict[str, Any]]:
+        """Params' section ``download`` as it is with each corpus alone: ``corpus``, and the section of that name."""
+        download = self.params["download"]
+        return list(corpus_sources(download).values()) or [download]
+
+    @property
+    def corpora(self) -> list[str]:
+        """synthetic, common_voice, folder or hub, each once."""
+        return list(dict.fromkeys(source["corpus"] for source in self.sources))
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether nothing else was trained on."""
+        return self.corpora == ["synthetic"]
 
     @property
     def datasets(self) -> list[str] | None:
-        """The corpus as the Hub knows it; None where it does not."""
-        if self.corpus == "hub":
-            return [self.params["download"]["hub"]["id"]]
-        return ["common_voice"] if self.corpus == "common_voice" else None
+        """The corpora as the Hub knows them; None where it does not."""
+        ids = {"hub": lambda source: source["hub"]["id"], "common_voice": lambda source: "common_voice"}
+        known = [ids[source["corpus"]](source) for source in self.sources if source["corpus"] in ids]
+        return list(dict.fromkeys(known)) or None
 
     @property
     def window(self) -> int:
@@ -166,9 +177,12 @@ def without_paths(params: CommentedMap) -> CommentedMap:
     whisper, download = params["whisper"], params["download"]
     if is_path(whisper["base"]):
         whisper["base"] = f"./{Path(whisper['base']).name}"
-    for section, key in (("folder", "path"), ("common_voice", "archive")):
-        if named := download[section][key]:
-            download[section][key] = Path(named).name
+    sources = [source for kind in ("corpora", "probes") for source in (download.get(kind) or {}).values()]
+    changed = [source["set"] for source in sources if source.get("set")]
+    for section in (download["folder"], download["common_voice"], *changed):
+        for key in ("path", "archive"):
+            if named := section.get(key):
+                section[key] = Path(named).name
     return params
 
 

@@ -46,8 +46,8 @@ def write_space(release: Release, model: Path, repo: str, folder: Path) -> None:
     place = release.name.replace("@", "-")
     for path in sorted(model.iterdir()):
         copy_file(path, folder / place / path.name)
-    if release.corpus == "synthetic":  # other corpora's voices are people's, who did not ask to be on a page
-        write_examples(release.params["download"]["synthetic"]["seed"], folder / "examples")
+    if release.synthetic:  # other corpora's voices are people's, who did not ask to be on a page
+        write_examples(release.sources[0]["synthetic"]["seed"], folder / "examples")
     pins = read_constraints(release.files)
     params = deepcopy(release.params)
     set_value(params, "app.recordings", None)

@@ -15,8 +15,13 @@ MOST_ROWS = 30  # of a plot
 LABEL = 26  # characters of a name beside it: on a telephone the plot needs room too
 DECADES = 30  # that a loss falls, from which on powers of ten are marks enough
 ROW_HEIGHT, MARGINS, CURVE_HEIGHT = 24, 96, 300  # pixels
-TITLES = {"lengths": "WER by clip length", "speakers": "WER by speaker", "conditions": "WER by condition"}
-COLUMNS = {"lengths": "length", "speakers": "speaker", "conditions": "condition"}
+TITLES = {
+    "lengths": "WER by clip length",
+    "speakers": "WER by speaker",
+    "conditions": "WER by condition",
+    "probes": "WER on probes",
+}
+COLUMNS = {"lengths": "length", "speakers": "speaker", "conditions": "condition", "probes": "probe"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def curve_plot(name: str, title: str, caption: str, traces: list[go.Scatter], lo
 
 
 def group_plots(series: Sequence[Series]) -> list[Plot]:
-    """WER by clip length, speaker and condition; of those that were not measured nothing."""
+    """WER by clip length, speaker, condition and probe; of those that were not measured nothing."""
     return [plot for name in TITLES if (plot := group_plot(series, name))]
 
 

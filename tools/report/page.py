@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import shlex
 import string
 import tomllib
@@ -19,7 +18,7 @@ from stages.asr.clips import SPLITS, Drop
 from stages.runtime.errors import UserError, one_line
 from stages.runtime.files import write_text
 from stages.versioning.git import run_git
-from stages.versioning.pins import corpus_name
+from stages.versioning.pins import corpus_name, corpus_sources
 from stages.versioning.revisions import (
     Provenance,
     Revision,
@@ -33,10 +32,10 @@ from stages.versioning.revisions import (
 )
 from tools.compare.transcripts import OtherClipsError, System, TestSet, load_systems
 from tools.report.figures import curve_plots, group_plots, model_series, score_plot
-from tools.report.records import MODELS, PINS, PROJECT, TABLE, Record, dropped_counts
+from tools.report.records import MODELS, PINS, PROJECT, TABLE, Record, dropped_counts, probe_scores
 from tools.report.rendering import MEGABYTE, render
 from tools.report.sentences import MOST_HEARD, Spoken, fitting, raw_audio, spoken_clips
-from tools.report.terminal import EDIT_COUNTS, ROWS, interval_text
+from tools.report.terminal import EDIT_COUNTS, ROWS, interval_text, probe_note
 
 if TYPE_CHECKING:
     from tools.compare.differences import Result
@@ -221,16 +220,34 @@ def about(root: Path, label: str, record: Record, origin: Provenance) -> dict[st
 
 
 def corpus_of(params: dict[str, Any]) -> str:
-    corpus = params.get("download.corpus")
-    nested = {key.rpartition(".")[2]: value for key, value in params.items() if key.startswith(f"download.{corpus}.")}
-    return corpus_name({"corpus": corpus, str(corpus): nested})
+    return corpus_name(download_section(params))
+
+
+def download_section(params: dict[str, Any]) -> dict[str, Any]:
+    """The section ``download`` of parameters by dotted key."""
+    section: dict[str, Any] = {}
+    for key, value in params.items():
+        *parents, last = key.split(".")
+        if parents[:1] == ["download"]:
+            place = section
+            for parent in parents[1:]:
+                place = place.setdefault(parent, {})
+            place[last] = value
+    return section
 
 
 def used_params(params: dict[str, Any]) -> dict[str, Any]:
     """Without the sections of corpora that were not asked for."""
-    corpus = params.get("download.corpus")
-    other = re.compile(rf"download\.(?!(?:drop|{re.escape(str(corpus))})\.)\w+\.") if corpus else re.compile("(?!)")
-    return {key: value for key, value in params.items() if not other.match(key)}
+    section = download_section(params)
+    corpora, probes = (corpus_sources(section, kind) for kind in ("corpora", "probes"))
+    used = {source["corpus"] for source in (*corpora.values(), *probes.values())}
+    used |= set() if corpora else {section.get("corpus")}
+    others = {name for name, value in section.items() if isinstance(value, dict)} - {"corpora", "probes", "drop", *used}
+    if not section.get("corpus"):
+        return params  # of a version that has none
+    return {
+        key: value for key, value in params.items() if not key.startswith(tuple(f"download.{name}." for name in others))
+    }
 
 
 def abstract(records: Sequence[Record], labels: list[str]) -> list[str]:
@@ -282,16 +299,19 @@ def equals(p: str) -> str:
 
 def score_table(records: Sequence[Record], labels: list[str]) -> dict[str, Any]:
     """headings: (revision, model) of each column; rows: a score's name and (text, interval) of each."""
-    columns = []
+    columns, probed = [], []
     for label, record in zip(labels, records, strict=True):
         for model in MODELS:
             numbers = record.numbers(f"evaluate/{model}")
             kind = "untrained" if numbers.get("untrained") else model
             columns.append((label if len(records) > 1 else "", kind, numbers))
+            probed.append((probe_scores(numbers), record.numbers("download").get("probes", {})))
     rows = []
     for name, key in ROWS.items():
         if any(key in numbers for _, _, numbers in columns):
             rows.append((name, [score_cell(numbers, key) for _, _, numbers in columns]))
+    for name in dict.fromkeys(name for scores, _ in probed for name in scores):
+        rows.append((f"WER, {name}", [probe_cell(name, *found) for found in probed]))
     return {"headings": [(label, kind) for label, kind, _ in columns], "rows": rows}
 
 
@@ -299,6 +319,12 @@ def score_cell(numbers: dict[str, Any], key: str) -> tuple[str, str]:
     if key not in numbers:
         return "–", ""
     return f"{numbers[key]:.1f}", interval_text(numbers, key)
+
+
+def probe_cell(name: str, scores: dict[str, Any], counts: dict[str, Any]) -> tuple[str, str]:
+    if name not in scores:
+        return "–", ""
+    return f"{scores[name]['wer']:.1f}", probe_note(scores[name], counts.get(name, {}).get("in_train", {}))
 
 
 def score_rows(records: Sequence[Record], labels: list[str]) -> list[tuple[str, str, str, float, float, float]]:

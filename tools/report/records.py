@@ -14,8 +14,9 @@ from stages.versioning.pins import read_if_present
 from stages.versioning.revisions import WORKSPACE_NAME, Revision
 
 MODELS = ("pretrained", "tuned")
-GROUPS = ("lengths", "speakers", "conditions")  # of clips, each with its own table of WERs
-METRICS = ("download", *(f"featurize/{split}" for split in SPLITS), "train", *(f"evaluate/{model}" for model in MODELS))
+GROUPS = ("lengths", "speakers", "conditions", "probes")  # of clips, each with its own table of WERs
+FEATURES = (*SPLITS, "probes")
+METRICS = ("download", *(f"featurize/{name}" for name in FEATURES), "train", *(f"evaluate/{model}" for model in MODELS))
 TRAINING, VALIDATION = "metrics/curves/training.tsv", "metrics/curves/validation.tsv"
 TABLE = "metrics/tables/{}/{}.tsv"
 PROJECT, PINS = "pyproject.toml", "constraints.txt"
@@ -63,11 +64,22 @@ def read_record(root: Path, revision: Revision) -> Record:
     return Record(revision, dict(zip(FILES, texts, strict=True)))
 
 
+def probe_scores(scores: Numbers) -> dict[str, dict[str, Any]]:
+    """All that was measured of a model on each probe, by its name; empty where there are none."""
+    return {name: {**scores["probe_details"][name], **found} for name, found in scores.get("probes", {}).items()}
+
+
 def dropped_counts(record: Record) -> list[tuple[str, str, dict[str, int]]]:
     """Where clips were dropped: (stage, split, number of clips by reason); nothing of what has not run."""
     found = record.numbers("download")
     counts = [("download", split, found[split]["dropped"]) for split in SPLITS if split in found]
     counts += [("featurize", split, record.numbers(f"featurize/{split}").get("dropped", {})) for split in SPLITS]
+    for stage, probes in (
+        ("download", found.get("probes", {})),
+        ("featurize", record.numbers("featurize/probes")),
+        ("evaluate", probe_scores(record.numbers("evaluate/tuned"))),
+    ):
+        counts += [(stage, f"probes/{name}", probe["dropped"]) for name, probe in probes.items()]
     counts.append(("train", "train and validation", record.numbers("train").get("dropped", {})))
     counts.append(("evaluate", "test", record.numbers("evaluate/tuned").get("dropped", {})))
     return counts

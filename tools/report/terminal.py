@@ -1,9 +1,10 @@
 """The scores as text: a table for a terminal."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 from stages.asr.clips import SPLITS
-from tools.report.records import Numbers, Record, dropped_counts
+from tools.report.records import Numbers, Record, dropped_counts, probe_scores
 
 ROWS = {
     "WER": "wer",
@@ -30,12 +31,13 @@ def render_text(records: list[Record]) -> str:
         before, after, train = (record.needed(name) for name in ("evaluate/pretrained", "evaluate/tuned", "train"))
         for stage in ("download", *(f"featurize/{split}" for split in SPLITS)):
             record.needed(stage)
-        parts.append(name + "\n".join([table(before, after), training(train, record), drops(record)]))
+        shared = {name: found["in_train"] for name, found in record.numbers("download").get("probes", {}).items()}
+        parts.append(name + "\n".join([table(before, after, shared), training(train, record), drops(record)]))
     return "\n\n".join(parts) + f"\n{NEXT}"
 
 
-def table(before: Numbers, after: Numbers) -> str:
-    """The rows that the tuned model has, in percent, with their intervals."""
+def table(before: Numbers, after: Numbers, shared: Mapping[str, dict[str, int]]) -> str:
+    """The rows that the tuned model has, in percent, with their intervals; shared: what of each probe is in train."""
     heading = "untrained" if before.get("untrained") else "pretrained"
     lines = [f"{'Test, %':<20}{heading:>12}{'tuned':>8}   95 % interval"]
     for name, key in ROWS.items():
@@ -43,6 +45,11 @@ def table(before: Numbers, after: Numbers) -> str:
             base = f"{before[key]:.1f}" if key in before else ""
             note = interval_text(after, key)
             lines.append(f"{name:<20}{base:>12}{after[key]:>8.1f}{f'   {note}' if note else ''}")
+    base_rates = probe_scores(before)
+    for name, found in probe_scores(after).items():
+        base = f"{base_rates[name]['wer']:.1f}" if name in base_rates else ""
+        note = probe_note(found, shared.get(name, {}))
+        lines.append(f"{f'WER, {name}':<20}{base:>12}{found['wer']:>8.1f}   {note}")
     edits = ", ".join(f"{kind} {after[kind]}" for kind in EDIT_COUNTS)
     lines.append(f"{after['clips']} clips, {after['words']} words: {edits}")
     return "\n".join(lines)
@@ -63,6 +70,12 @@ def interval_text(scores: Numbers, key: str) -> str:
     if speakers := scores.get(SPEAKERS.get(key, "")):
         text += f", {speakers} speaker{'s' * (speakers != 1)}"
     return text
+
+
+def probe_note(scores: Numbers, shared: Mapping[str, int]) -> str:
+    """A probe's interval, how many clips it has, and of how many train has sentence or audio too."""
+    text = f"{interval_text(scores, 'wer')}, {scores['clips']:,} clips"
+    return text + "".join(f", {count:,} with {what} in train" for what, count in shared.items())
 
 
 def training(end: Numbers, record: Record) -> str:
