@@ -15,7 +15,7 @@ from stages.asr.shards import Entry, pack_mel, write_shard
 from stages.params import Featurize, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import write_json
-from stages.runtime.pool import parallel_map
+from stages.runtime.pool import Workers, parallel_map
 from stages.runtime.progress import ProgressBar
 
 Features = tuple[Entry, bytes]  # of a clip, as a shard takes them
@@ -29,11 +29,14 @@ Features = tuple[Entry, bytes]  # of a clip, as a shard takes them
 def main(params: Path, clips: Path, shards: Path, details: Path) -> None:
     """Turn one split's audio into log-mel shards."""
     values = load_params(params)
-    counts = featurize(values.featurize, clips, shards, details, values.compute.processes)
+    workers = Workers(values.compute.processes, values.compute.backend, values.compute.address)
+    counts = featurize(values.featurize, clips, shards, details, workers)
     click.echo(f"{counts['clips']} clips, {counts['bytes'] / 1e6:.1f} MB in {shards}")
 
 
-def featurize(settings: Featurize, raw: Path, folder: Path, details: Path, processes: int | None) -> dict[str, Any]:
+def featurize(
+    settings: Featurize, raw: Path, folder: Path, details: Path, workers: Workers | int | None
+) -> dict[str, Any]:
     """Write the shards of one split; returns the counts that ``details`` holds.
 
     What cannot be decoded or lasts too long is listed in ``dropped.tsv`` beside the shards and counted by reason.
@@ -45,7 +48,12 @@ def featurize(settings: Featurize, raw: Path, folder: Path, details: Path, proce
     rows: list[Features] = []
     drops: list[Drop] = []
     written, seconds = 0, 0.0
-    results = parallel_map(partial(extract_features, settings, raw), clips, processes)
+    results = parallel_map(
+        partial(extract_features, settings, raw),
+        clips,
+        workers,
+        doubtful=lambda result: isinstance(result, Drop),  # which a worker without the files would say of every clip
+    )
     for result in ProgressBar(results, total=len(clips), unit="clip", desc=raw.name):
         if isinstance(result, Drop):
             drops.append(result)

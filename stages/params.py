@@ -319,9 +319,19 @@ def check_gpus(value: object) -> object:
 class Compute(Section):
     gpus: Annotated[int | Literal["auto"], PlainValidator(check_gpus)]
     processes: Count | None
+    backend: Literal["processes", "dask", "ray"]
+    address: Annotated[str, Field(min_length=1)] | None
     decode_batch_size: Count
     loader_workers: Annotated[int, Field(ge=0)]
     report_to: list[TrackerName]
+
+    @model_validator(mode="after")
+    def address_is_a_clusters(self) -> Self:
+        if self.address is not None and self.backend == "processes":
+            raise ValueError(
+                "address is of a cluster, and backend is processes: set that to dask or ray, or this to null"
+            )
+        return self
 
 
 class Keep(Section):
