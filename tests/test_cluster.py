@@ -13,7 +13,8 @@ from stages.params import load_params
 from stages.runtime.cluster import Tasks, make_runner
 from stages.runtime.errors import UserError
 from stages.runtime.pool import Workers, parallel_map
-from tests.support.cluster import OneWorker, dask_cluster, killing
+from tests.support.cluster import OneWorker, dask_cluster
+from tests.support.killing import killing
 from tests.support.material import ROOT, speech, write_raw
 from tests.support.process import Stage
 

@@ -1,9 +1,8 @@
-"""Real schedulers and workers as processes on loopback, and what they are given to do."""
+"""Real schedulers and workers as processes on loopback."""
 
 import contextlib
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
@@ -12,24 +11,13 @@ from pathlib import Path
 
 import cloudpickle
 
-from stages.asr.clips import Clip
-from tests.support.material import ROOT
+from stages.runtime.imports import ROOT
 
 RUN = """
 import pickle, sys
 run, arguments = pickle.load(sys.stdin.buffer)
 pickle.dump(run(*arguments), sys.stdout.buffer)
 """
-
-
-def killing(place: Path, deaths: int, function, clip: Clip):
-    """The same as function, but a process that gets the clip in the middle kills itself, so many times."""
-    if clip.id == "c040":
-        for number in range(deaths):
-            with contextlib.suppress(FileExistsError):
-                (place / f"death-{number}").touch(exist_ok=False)
-                os.kill(os.getpid(), signal.SIGKILL)
-    return function(clip)
 
 
 @contextlib.contextmanager
