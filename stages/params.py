@@ -328,9 +328,7 @@ class Compute(Section):
     @model_validator(mode="after")
     def address_is_a_clusters(self) -> Self:
         if self.address is not None and self.backend == "processes":
-            raise ValueError(
-                "address is of a cluster, and backend is processes: set that to dask or ray, or this to null"
-            )
+            raise ValueError("address is a cluster's: set backend to dask or ray, or address to null")
         return self
 
 

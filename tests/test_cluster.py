@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.asr.clips import Drop, read_clips
+from stages.asr.clips import Clip, Drop, read_clips, write_clips
 from stages.featurize import extract_features, featurize
 from stages.params import load_params
 from stages.runtime.cluster import Tasks, make_runner
@@ -17,6 +17,7 @@ from tests.support.cluster import OneWorker, dask_cluster
 from tests.support.killing import killing
 from tests.support.material import ROOT, speech, write_raw
 from tests.support.process import Stage
+from tests.support.training import wait_for
 
 SETTINGS = load_params(ROOT / "params.yaml").featurize
 
@@ -58,18 +59,30 @@ def test_ray_loses_a_worker_and_no_byte(raw, tmp_path):
 
 
 @needs("distributed")
-def test_a_local_cluster_makes_the_same_shards_and_stops(settings, raw, tmp_path):
-    values = {"compute.backend": "dask", "compute.processes": 2}
-    arguments = ["--params", settings(values), "--clips", raw, "--details", tmp_path / "d.json"]
-    with Stage(ROOT, "featurize", *arguments, "--shards", tmp_path / "dask") as stage:
+def test_a_local_cluster_makes_the_same_shards(settings, raw, tmp_path):
+    with start_featurize(settings, raw, tmp_path) as stage:
         assert stage.finish() == (0, [])
     featurize(SETTINGS, raw, tmp_path / "alone", tmp_path / "alone.json", 1)
-    made = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("dask", "alone")]
+    made = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("shards", "alone")]
     assert made[0] == made[1]
-    with Stage(ROOT, "featurize", *arguments, "--shards", tmp_path / "stopped") as stage:
-        stage.wait_for("train:   0%")
+
+
+@needs("distributed")
+def test_a_stop_of_a_cluster_at_work_is_told_in_one_line(settings, tmp_path):
+    raw = write_raw(tmp_path / "train", {"c": speech(10.0)})
+    write_clips(raw, [Clip(f"c{number:04}", "c.wav", "hej", "voice") for number in range(5000)])
+    with start_featurize(settings, raw, tmp_path, **{"featurize.clips_per_shard": 1}) as stage:
+        wait_for(stage.process, (tmp_path / "shards/00000.zip").exists)
         stage.interrupt()
         assert stage.finish() == (130, ["stopped by Ctrl-C"])
+    assert not (tmp_path / "d.json").exists()
+
+
+def start_featurize(settings, raw: Path, folder: Path, **values) -> Stage:
+    """The stage as a process, on a cluster of two that it starts itself."""
+    params = settings({"compute.backend": "dask", "compute.processes": 2} | values)
+    arguments = ["--params", params, "--clips", raw, "--shards", folder / "shards", "--details", folder / "d.json"]
+    return Stage(ROOT, "featurize", *arguments)
 
 
 @pytest.mark.parametrize("lack", ["nothing", "checkout", "sources", "data"])

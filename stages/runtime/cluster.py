@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from multiprocessing import resource_tracker
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from stages.runtime.errors import UserError, one_line
@@ -70,9 +71,14 @@ def open_dask(stack: ExitStack, address: str | None, processes: int) -> Cluster:
     distributed: Any = import_module("distributed")
     place: Any = address
     if address is None:
-        with dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}):
+        resource_tracker.ensure_running()  # on its start it would unblock the signal
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as all inherit it: Ctrl-C is the parent's
+        try:
             options = {"n_workers": processes, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
-            place = stack.enter_context(distributed.LocalCluster(**options))
+            with dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}):
+                place = stack.enter_context(distributed.LocalCluster(**options))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         client = stack.enter_context(distributed.Client(place, timeout=CONNECT_SECONDS))
     except (OSError, ValueError) as error:
