@@ -24,6 +24,7 @@ from stages.runtime.progress import note
 
 CONNECT_SECONDS = 30
 DEATHS = 3  # of its workers, after which a task is given up
+GONE = "compute.address: the scheduler went away: start it and run the same command again"
 PACKAGES = {"dask": "distributed", "ray": "ray"}
 
 Item = TypeVar("Item")
@@ -104,7 +105,8 @@ def open_ray(stack: ExitStack, address: str | None, processes: int) -> Cluster:
 
 
 def refuse(address: str | None, error: Exception) -> NoReturn:
-    raise UserError(f"compute.address: no cluster answers at {address} ({one_line(error)}): start it first") from None
+    place = address or "this machine, where it was to be started"
+    raise UserError(f"compute.address: no cluster answers at {place} ({one_line(error)}): start it first") from None
 
 
 @dataclass
@@ -115,7 +117,10 @@ class DaskCluster:
     cancelled: type[Exception]
 
     def slots(self) -> int:
-        return sum(self.client.nthreads().values())
+        try:
+            return sum(self.client.nthreads().values())
+        except OSError:
+            raise UserError(GONE) from None
 
     def submit(self, *arguments: Any) -> Any:
         return self.client.submit(self.run, *arguments, pure=False)
@@ -125,7 +130,7 @@ class DaskCluster:
             answer: Answer = handle.result()
             return answer
         except self.cancelled:
-            raise UserError("compute.address: the scheduler went away: start it and run the same again") from None
+            raise UserError(GONE) from None
 
 
 @dataclass
