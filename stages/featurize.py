@@ -28,7 +28,7 @@ from stages.runtime.errors import UserError
 from stages.runtime.files import file_digest, repository, write_json
 from stages.runtime.imports import reached_modules
 from stages.runtime.packs import Packs
-from stages.runtime.pool import parallel_map
+from stages.runtime.pool import Workers, parallel_map
 from stages.runtime.progress import ProgressBar, note, warn
 
 LIBRARIES = ("av", "numpy", "soundfile", "soxr")  # whose versions may shape features
@@ -55,14 +55,15 @@ class Features(NamedTuple):
 def main(params: Path, clips: Path, kept: Path | None, shards: Path, details: Path) -> None:
     """Turn a split's audio, or that of each probe, into log-mel shards."""
     values = load_params(params)
+    workers = Workers(values.compute.processes, values.compute.backend, values.compute.address)
     packs, most = None, round(values.compute.kept_gigabytes * 1e9)
     if kept and most:
         packs = Packs(repository() / kept / describe_features(values.featurize), most)
     if holds_probes(clips):
-        found = featurize_probes(values.featurize, clips, shards, details, values.compute.processes, packs)
+        found = featurize_probes(values.featurize, clips, shards, details, workers, packs)
         click.echo(f"{len(found)} probes in {shards}")
         return
-    counts = featurize(values.featurize, clips, shards, details, values.compute.processes, packs)
+    counts = featurize(values.featurize, clips, shards, details, workers, packs)
     click.echo(f"{counts['clips']} clips, {counts['bytes'] / 1e6:.1f} MB in {shards}")
 
 
@@ -78,7 +79,12 @@ def describe_features(settings: Featurize) -> str:
 
 
 def featurize_probes(
-    settings: Featurize, raw: Path, folder: Path, details: Path, processes: int | None, kept: Packs | None = None
+    settings: Featurize,
+    raw: Path,
+    folder: Path,
+    details: Path,
+    workers: Workers | int | None,
+    kept: Packs | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Write the shards of each probe below ``folder``, and the table of probes; returns the counts by probe.
 
@@ -88,7 +94,7 @@ def featurize_probes(
     folder.mkdir(parents=True)
     probes = read_probes(raw)
     counts = {
-        probe.name: write_features(settings, raw / probe.name, folder / probe.name, processes, kept) for probe in probes
+        probe.name: write_features(settings, raw / probe.name, folder / probe.name, workers, kept) for probe in probes
     }
     write_probes(folder, probes)
     write_json(details, counts)
@@ -96,19 +102,24 @@ def featurize_probes(
 
 
 def featurize(
-    settings: Featurize, raw: Path, folder: Path, details: Path, processes: int | None, kept: Packs | None = None
+    settings: Featurize,
+    raw: Path,
+    folder: Path,
+    details: Path,
+    workers: Workers | int | None,
+    kept: Packs | None = None,
 ) -> dict[str, Any]:
     """Write the shards of one split; returns the counts that ``details`` holds.
 
     kept: as of ``write_features``. Raises UserError where none is left.
     """
-    counts = write_features(settings, raw, folder, processes, kept)
+    counts = write_features(settings, raw, folder, workers, kept)
     write_json(details, counts)
     return counts
 
 
 def write_features(
-    settings: Featurize, raw: Path, folder: Path, processes: int | None, kept: Packs | None
+    settings: Featurize, raw: Path, folder: Path, workers: Workers | int | None, kept: Packs | None
 ) -> dict[str, Any]:
     """Write the shards of a folder of clips; returns how many clips, seconds and bytes, and what was dropped.
 
@@ -119,7 +130,13 @@ def write_features(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     n_clips = sum(1 for _ in iterate_clips(raw))
-    results = parallel_map(partial(extract_features, settings, raw, kept), iterate_clips(raw), processes)
+    results = parallel_map(
+        partial(extract_features, settings, raw, kept),
+        iterate_clips(raw),
+        workers,
+        doubtful=lambda result: isinstance(result, Drop),  # which a worker without the files would say of every clip
+        proof=lambda result: result if isinstance(result, Drop) else (result.entry, result.data),
+    )
     writer = ShardWriter(settings, folder, kept)
     drops = writer.write(ProgressBar(results, total=n_clips, unit="clip", desc=raw.name))
     write_rows(folder / "dropped.tsv", Drop, drops)

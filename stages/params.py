@@ -412,10 +412,18 @@ def check_gpus(value: object) -> object:
 class Compute(Section):
     gpus: Annotated[int | Literal["auto"], PlainValidator(check_gpus)]
     processes: Count | None
+    backend: Literal["processes", "dask", "ray"]
+    address: Annotated[str, Field(min_length=1)] | None
     kept_gigabytes: Annotated[float, Field(ge=0)]
     decode_batch_size: Count
     loader_workers: Annotated[int, Field(ge=0)]
     report_to: list[TrackerName]
+
+    @model_validator(mode="after")
+    def address_is_a_clusters(self) -> Self:
+        if self.address is not None and self.backend == "processes":
+            raise ValueError("address is a cluster's: set backend to dask or ray, or address to null")
+        return self
 
 
 class Keep(Section):

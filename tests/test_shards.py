@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from stages.asr import shards
@@ -78,6 +79,13 @@ def test_a_plain_zip_reader_finds_what_the_index_promises(tmp_path):
 def test_a_second_of_audio_takes_at_most_8300_bytes(tmp_path):
     write_shards(tmp_path, {f"train-{number:05}": speech(2, seed=number) for number in range(20)})
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) / 40 <= 8300
+
+
+def test_no_shard_stays_open(tmp_path):
+    """A large corpus has more shards than a process may have files."""
+    read = Shards(write_shards(tmp_path, SOUNDS))
+    assert read.mel(0).size and read.mel(4).size
+    assert not [file for file in psutil.Process().open_files() if Path(file.path).parent == tmp_path]
 
 
 @pytest.mark.parametrize(("dtype", "n_mels"), [("float16", 80), ("uint8", 128)])

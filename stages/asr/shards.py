@@ -7,8 +7,9 @@ speaker, known_speaker, seconds, n_frames and peak, the clip's greatest value. A
 """
 
 import json
-import os
 import zipfile
+import zlib
+from array import array
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from stages.runtime.files import written_aside
 
 FORMAT = 1
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("uint8"), "float16": np.dtype("<f2")}
+HEADER = 30  # bytes before a member's name, which its data follows
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What a shard's index says of one clip."""
 
@@ -86,39 +88,51 @@ class Shards:
         paths = sorted(Path(folder).glob("*.zip"))
         if not paths:
             raise UserError(f"{folder} contains no shards: run the featurize stage, or `dvc pull`")
-        indexes = [read_index(path) for path in paths]
-        kinds = {(index["dtype"], index["n_mels"]) for index in indexes}
+        self.entries: list[Entry] = []
+        self._paths: list[Path] = []  # of each clip's shard
+        self._places = array("Q")  # where each clip's bytes begin there, and their CRC-32
+        kinds = set()
+        for path in paths:
+            index, places = read_shard(path)
+            kinds.add((index["dtype"], index["n_mels"]))
+            self.entries += [Entry(**row) for row in index["clips"]]
+            self._paths += [path] * len(places)
+            self._places.extend(number for place in places for number in place)
         if len(kinds) > 1:
             raise UserError(f"{folder} mixes shards of {sorted(kinds)}: run the featurize stage again")
         self.dtype, self.n_mels = kinds.pop()
-        self.entries = [Entry(**row) for index in indexes for row in index["clips"]]
-        self._places = [path for path, index in zip(paths, indexes, strict=True) for _ in index["clips"]]
-        self._open: dict[tuple[int, Path], zipfile.ZipFile] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def mel(self, number: int) -> np.ndarray:
-        """The features of one clip: (n_mels, n_frames) float32 scaled log-mel."""
-        path, entry = self._places[number], self.entries[number]
-        key = (os.getpid(), path)  # a forked data loader must not share its parent's file position
-        if key not in self._open:
-            self._open[key] = zipfile.ZipFile(path)
-        try:
-            return unpack_mel(self._open[key].read(entry.id), entry, self.dtype, self.n_mels)
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise UserError(
-                f"clip {entry.id} in {path} is damaged ({error}): delete the file and run `dvc checkout`"
-            ) from None
+        """The features of one clip: (n_mels, n_frames) float32 scaled log-mel.
+
+        One read, by a file that is opened for it: of a large corpus, a process may not keep all shards open.
+        """
+        path, entry = self._paths[number], self.entries[number]
+        start, checksum = self._places[2 * number : 2 * number + 2]
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            data = file.read(entry.n_frames * self.n_mels * DTYPES[self.dtype].itemsize)
+        if zlib.crc32(data) != checksum:
+            raise UserError(f"clip {entry.id} in {path} is damaged: delete the file and run `dvc checkout`")
+        return unpack_mel(data, entry, self.dtype, self.n_mels)
 
 
 def read_index(path: Path) -> dict[str, Any]:
     """A shard's index, checked for its format."""
+    return read_shard(path)[0]
+
+
+def read_shard(path: Path) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    """A shard's index, and of each of its clips where the bytes begin and their CRC-32."""
     try:
         with zipfile.ZipFile(path) as archive:
             index: dict[str, Any] = json.loads(archive.read("index.json"))
+            members = [archive.getinfo(row["id"]) for row in index.get("clips", [])]
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a readable shard ({error}): delete it and run `dvc checkout`") from None
     if index.get("format") != FORMAT:
         raise UserError(f"{path} has format {index.get('format')}, expected {FORMAT}: run the featurize stage again")
-    return index
+    return index, [(member.header_offset + HEADER + len(member.filename.encode()), member.CRC) for member in members]
