@@ -49,5 +49,5 @@ $(VENV): pyproject.toml constraints.txt .ci/hashes.txt
 hashes:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--constraint constraints.txt --extra app --extra experiments --extra test --output-file .ci/hashes.part pyproject.toml
-	awk '/^[^ ]/ { left_out = /^(torch=|triton=|nvidia-|cuda-)/ } !left_out' .ci/hashes.part > .ci/hashes.txt
+	awk '/^[^ ]/ { left_out = /^(torch=|triton=|nvidia-(cu|nccl|nv)|cuda-)/ } !left_out' .ci/hashes.part > .ci/hashes.txt
 	@rm .ci/hashes.part
