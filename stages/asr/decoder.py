@@ -7,6 +7,7 @@ place.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -21,8 +22,9 @@ class Decoding:
     def __init__(self, decoder: WhisperDecoder, encoded: Sequence[torch.Tensor]):
         """decoder: in evaluation mode. encoded: the encoder's output, (n_clips, n_positions, d_model), by length."""
         self.decoder, self.length = decoder, 0
+        self.layers: list[Any] = [*decoder.layers]  # a ModuleList's are but modules to its types
         self.sizes = [len(clips) for clips in encoded]
-        self.heard = [[keys_and_values(layer.encoder_attn, clips) for clips in encoded] for layer in decoder.layers]
+        self.heard = [[keys_and_values(layer.encoder_attn, clips) for clips in encoded] for layer in self.layers]
         self.said: list[torch.Tensor] = []  # a layer's: (2, n_texts, n_heads, room, head_dim)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -32,13 +34,13 @@ class Decoding:
         """
         start, self.length = self.length, self.length + tokens.shape[1]
         hidden = self.decoder.embed_tokens(tokens) + self.decoder.embed_positions.weight[start : self.length]
-        for number, layer in enumerate(self.decoder.layers):
+        for number, layer in enumerate(self.layers):
             attention, normed = layer.self_attn, layer.self_attn_layer_norm(hidden)
             keys, values = self.extend(number, start, keys_and_values(attention, normed))
             context = attend(queries(attention, normed), keys, values, causal=start == 0)
             hidden = hidden + attention.out_proj(context)
             attention, normed = layer.encoder_attn, layer.encoder_attn_layer_norm(hidden)
-            parts = queries(attention, normed).split(self.sizes)
+            parts = torch.split(queries(attention, normed), self.sizes)
             contexts = [attend(part, *heard) for part, heard in zip(parts, self.heard[number], strict=True)]
             hidden = hidden + attention.out_proj(torch.cat(contexts))
             hidden = hidden + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
@@ -67,7 +69,7 @@ class Decoding:
 
 def split_heads(attention: WhisperAttention, states: torch.Tensor) -> torch.Tensor:
     """(n, length, d_model) -> (n, n_heads, length, head_dim)."""
-    return states.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2).contiguous()
+    return states.view(*states.shape[:2], attention.num_heads, attention.head_dim).transpose(1, 2).contiguous()
 
 
 def queries(attention: WhisperAttention, states: torch.Tensor) -> torch.Tensor:
