@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.asr.decoder import ROOM
 from stages.asr.decoding import (
     SPARE_TOKENS,
     TOKENS_PER_SECOND,
@@ -146,13 +147,26 @@ def test_a_mel_is_padded_with_its_floor_or_cropped():
     assert np.array_equal(pad_or_trim(mel, 40), mel[:, :40])
 
 
-def test_batches_hold_one_length_and_every_clip_once(shards):
-    batches = list(batch_by_length([entry.n_frames for entry in shards.entries], 3))
-    assert sorted(number for batch in batches for number in batch) == list(range(len(shards)))
-    lengths = [{on_grid(shards.entries[number].n_frames) for number in batch} for batch in batches]
-    assert all(len(own) == 1 for own in lengths)
-    assert max(map(len, batches)) == 3
-    assert [min(own) for own in lengths] == sorted(min(own) for own in lengths)
+def test_batches_are_filled_with_clips_of_like_length(shards):
+    lengths = [entry.n_frames for entry in shards.entries]
+    batches = list(batch_by_length(lengths, 5))
+    assert [len(batch) for batch in batches] == [5, 5, 2]
+    numbers = [number for batch in batches for number in batch]
+    assert sorted(numbers) == list(range(len(shards)))
+    assert numbers == sorted(numbers, key=lambda number: (on_grid(lengths[number]), number))
+
+
+def test_texts_that_end_are_left_out_and_change_nothing_for_the_others(precise, shards):
+    """Each text as it is alone: lengths, limits and ends differ, and room for keys is doubled on the way."""
+    mels = [torch.from_numpy(shards.mel(number)[:, : 20 + 10 * (number // 3)]) for number in range(len(shards))]
+    limits = [0, 1, 3, 80, 9, 80, 2, 80, 5, 80, 80, 80]
+    rows_of = []
+    precise.whisper.proj_out.register_forward_pre_hook(lambda _, inputs: rows_of.append(len(inputs[0])))
+    together = greedy_search(precise, mels, limits)
+    assert rows_of[0] == len(mels) and rows_of == sorted(rows_of, reverse=True) and len(set(rows_of)) > 2
+    assert together == [greedy_search(precise, [mel], most)[0] for mel, most in zip(mels, limits, strict=True)]
+    ends = [len(row) < most for row, most in zip(together, limits, strict=True)]
+    assert any(ends) and max(map(len, together)) > ROOM
 
 
 def test_progress_is_told_how_many_batches_there_are(talking, shards):

@@ -110,7 +110,7 @@ def test_a_window_is_left_before_its_next_token_and_is_else_the_same(talking, sp
 
     samples = spoken[2][: 2 * RATE]
     heard = transcribe_window(talking, samples)
-    counted = talking.whisper.model.decoder.register_forward_hook(lambda *_: steps.append(1))
+    counted = talking.whisper.proj_out.register_forward_hook(lambda *_: steps.append(1))
     try:
         with pytest.raises(StopError):
             transcribe_window(talking, samples, check=stop_at_third_token)

@@ -1,13 +1,12 @@
 """One window of speech to text: greedy, batched, at the clip's own length."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
-from transformers import EncoderDecoderCache
-from transformers.cache_utils import DynamicCache
 
+from stages.asr.decoder import Decoding
 from stages.asr.mel import FRAMES_PER_SECOND, pad_or_trim
 from stages.asr.model import SpeechModel
 from stages.asr.shards import Shards
@@ -15,6 +14,7 @@ from stages.asr.shards import Shards
 GRID = 50  # frames: clips are padded to the next multiple, whatever their neighbours' lengths
 TOKENS_PER_SECOND = 30  # more than anyone says, in letters; bounds a transcript by its audio, so that a loop ends
 SPARE_TOKENS = 8  # on top of that, for very short clips
+WORTH_COPYING = 0.75  # of the texts are left: what they have heard is copied, and the others' steps are saved
 
 Progress = Callable[[Iterable[list[int]], int], Iterable[list[int]]]  # (batches of clips' numbers, how many) -> batches
 Check = Callable[[], None]  # raises where the work is not wanted any more
@@ -34,38 +34,44 @@ def prompt_tokens(model: SpeechModel) -> list[int]:
 @torch.inference_mode()
 def greedy_search(
     model: SpeechModel,
-    mels: torch.Tensor,
-    max_tokens: int,
+    mels: Sequence[torch.Tensor] | torch.Tensor,
+    max_tokens: int | Sequence[int],
     timestamps: bool = False,
     probabilities: list[torch.Tensor] | None = None,
     check: Check = lambda: None,
 ) -> list[list[int]]:
-    """The likeliest next token until the end token: (batch, n_mels, n_frames) float32 -> token ids of each text.
+    """The likeliest next token until the end token: clips of (n_mels, n_frames) float32 -> token ids of each text.
 
-    Suppresses what the model's generation_config names, as ``generate`` does. Ends after max_tokens, or the
-    generation_config's max_length with the prompt, at the latest. timestamps: a text begins and ends with one, as in
-    Whisper's own decoding. probabilities: takes each step's, (batch,) float32, of the tokens that were chosen. check:
+    Clips of one length that stand together are encoded together. Suppresses what the model's generation_config names,
+    as ``generate`` does. A text ends after max_tokens, of all or of each, or the generation_config's max_length with
+    the prompt, at the latest. timestamps: a text begins and ends with one, as in Whisper's own decoding.
+    probabilities: takes each step's, (n_clips,) float32, of the tokens that were chosen, 1 after a text's end. check:
     called before each token, and before each of the encoder's layers.
     """
     whisper, config = model.whisper, model.whisper.generation_config
+    device, end = whisper.device, config.eos_token_id
     start = prompt_tokens(model)
     first_stamp = start[-1] + 1
     if timestamps:
         start.pop()
-    encoded = whisper.model.encoder(mels.to(whisper.device, whisper.dtype), check=check).last_hidden_state
-    tokens = torch.tensor([start] * len(mels), device=whisper.device)
-    never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=whisper.device)
-    not_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=whisper.device)
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    stamps = torch.zeros(len(mels), dtype=torch.long, device=whisper.device)  # of each text so far
-    ended = torch.zeros(len(mels), dtype=torch.bool, device=whisper.device)
-    texts = []
-    for step in range(min(max_tokens, config.max_length - len(start))):
+    never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=device)
+    not_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=device)
+    lengths = [list(clips) for _, clips in groupby(mels, key=lambda mel: mel.shape[1])]
+    encode = whisper.model.encoder
+    windows = [torch.stack(clips).to(device, whisper.dtype) for clips in lengths]
+    encoded = [encode(batch, check=check).last_hidden_state for batch in windows]
+    decoding = Decoding(whisper.model.decoder, encoded)
+    del windows, encoded
+    limits = torch.tensor([max_tokens] * len(mels) if isinstance(max_tokens, int) else max_tokens, device=device)
+    limits = limits.clamp(0, max(config.max_length - len(start), 0))
+    texts = torch.full((len(mels), int(limits.max())), end, device=device)
+    tokens = torch.tensor([start] * len(mels), device=device)
+    rows = torch.arange(len(mels), device=device)  # of texts: those that are still decoded, as are the next two
+    stamps = torch.zeros_like(rows)  # of each so far
+    ended = limits == 0
+    for step in range(texts.shape[1]):
         check()
-        hidden = whisper.model.decoder(
-            input_ids=tokens, encoder_hidden_states=encoded, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        logits = whisper.proj_out(hidden[:, -1])
+        logits = whisper.proj_out(decoding.step(tokens))
         logits[:, never] = -torch.inf
         if step == 0:
             logits[:, not_first] = -torch.inf
@@ -73,18 +79,22 @@ def greedy_search(
                 logits[:, :first_stamp] = -torch.inf
         best = logits.argmax(-1)
         if timestamps:
-            unfinished = (best == config.eos_token_id) & (stamps % 2 == 1)
+            unfinished = (best == end) & (stamps % 2 == 1)
             best = torch.where(unfinished, logits[:, first_stamp:].argmax(-1) + first_stamp, best)
             stamps += best >= first_stamp
         if probabilities is not None:
-            probabilities.append(logits.float().softmax(-1).gather(1, best[:, None])[:, 0])
-        tokens = best.masked_fill(ended, config.eos_token_id)[:, None]
-        ended |= tokens[:, 0] == config.eos_token_id
-        if ended.all():
+            chosen = logits.float().softmax(-1).gather(1, best[:, None])[:, 0].masked_fill(ended, 1)
+            probabilities.append(torch.ones(len(mels), device=device).index_copy(0, rows, chosen))
+        texts[rows, step] = best = best.masked_fill(ended, end)
+        ended |= (best == end) | (limits[rows] == step + 1)
+        left = (~ended).nonzero()[:, 0]
+        if not len(left):
             break
-        texts.append(tokens[:, 0])
-    rows = torch.stack(texts, dim=1).tolist() if texts else [[] for _ in mels]
-    return [row[: row.index(config.eos_token_id)] if config.eos_token_id in row else row for row in rows]
+        if len(left) <= WORTH_COPYING * len(rows):
+            decoding.keep(left)
+            rows, stamps, ended, best = rows[left], stamps[left], ended[left], best[left]
+        tokens = best[:, None]
+    return [row[: row.index(end)] if end in row else row for row in texts.tolist()]
 
 
 def on_grid(n_frames: int) -> int:
@@ -102,13 +112,10 @@ def token_limit(n_frames: int) -> int:
     return int(on_grid(n_frames) / FRAMES_PER_SECOND * TOKENS_PER_SECOND) + SPARE_TOKENS
 
 
-def batch_by_length(lengths: Iterable[int], batch_size: int) -> Iterator[list[int]]:
-    """Clips, given their frames, as batches of their numbers: of one length on the grid each, short ones first."""
-    numbers_of = defaultdict(list)
-    for number, n_frames in enumerate(lengths):
-        numbers_of[on_grid(n_frames)].append(number)
-    for _, numbers in sorted(numbers_of.items()):
-        yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+def batch_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Clips, given their frames, as batches of their numbers: by their length on the grid, short ones first."""
+    numbers = sorted(range(len(lengths)), key=lambda number: on_grid(lengths[number]))
+    yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
 
 
 def decode(
@@ -128,16 +135,16 @@ def decode_mels(
 ) -> list[str]:
     """Transcribe clips, given their frames and a function from a clip's number to its features, in their order.
 
-    A batch holds clips of one length on the grid, so that a clip is padded, and bounded in tokens, by its own length
-    alone. read: gives (n_mels, n_frames) float32 scaled log-mel. progress: wraps the batches, given their number.
-    limit: the most tokens of a clip of so many frames.
+    A clip is padded, and bounded in tokens, by its own length on the grid alone, whatever its batch. read: gives
+    (n_mels, n_frames) float32 scaled log-mel. progress: wraps the batches, given their number. limit: the most tokens
+    of a clip of so many frames.
     """
     batches = list(batch_by_length(lengths, batch_size))
     texts: dict[int, str] = {}
     for numbers in progress(batches, len(batches)):
-        n_frames = lengths[numbers[0]]  # the others' too, on the grid
-        context = context_frames(model, n_frames)
-        mels = torch.stack([torch.from_numpy(pad_or_trim(read(number), context)) for number in numbers])
-        rows = greedy_search(model, mels, limit(n_frames))
+        mels = [
+            torch.from_numpy(pad_or_trim(read(number), context_frames(model, lengths[number]))) for number in numbers
+        ]
+        rows = greedy_search(model, mels, [limit(lengths[number]) for number in numbers])
         texts |= zip(numbers, model.tokenizer.batch_decode(rows, skip_special_tokens=True), strict=True)
     return [" ".join(texts[number].split()) for number in range(len(lengths))]
