@@ -99,16 +99,15 @@ def read(model: Path, test: Path) -> tuple[np.ndarray, np.ndarray]:
 def compare(found: dict[str, list[tuple[np.ndarray, np.ndarray]]], against: str, said: np.ndarray) -> None:
     """Print each way's WER over its runs, as ``read`` gives their edits, and its difference to one of them."""
     for way, runs in found.items():
-        own, full = (np.sum([run[at] for run in runs], axis=0) for at in (0, 1))
-        difference = own - np.sum([run[0] for run in found[against]], axis=0)
-        sums = resampled_sums(np.stack([difference, len(runs) * said], axis=1), SAMPLES, SEED)
-        low, high = percentile_interval(100 * sums[:, 0] / sums[:, 1])
-        total = len(runs) * said.sum()
-        click.echo(
-            f"{way:14} WER {100 * own.sum() / total:6.2f} %, on the full window {100 * full.sum() / total:6.2f} %,"
-            f" against {against} {100 * difference.sum() / total:+.2f} ({low:+.2f} to {high:+.2f}),"
-            f" p = {sign_flip_p(difference):.3f}"
-        )
+        for at, context in enumerate(("its own context", "the full window")):
+            edits, others = (np.sum([run[at] for run in each], axis=0) for each in (runs, found[against]))
+            sums = resampled_sums(np.stack([edits - others, len(runs) * said], axis=1), SAMPLES, SEED)
+            low, high = percentile_interval(100 * sums[:, 0] / sums[:, 1])
+            rate, difference = (100 * each.sum() / (len(runs) * said.sum()) for each in (edits, edits - others))
+            click.echo(
+                f"{way:14} on {context}: WER {rate:6.2f} %, against {against} {difference:+.2f} ({low:+.2f} to"
+                f" {high:+.2f}), p = {sign_flip_p(edits - others):.3f}"
+            )
 
 
 def words(test: Path) -> np.ndarray:
