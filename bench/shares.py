@@ -1,9 +1,8 @@
 """``python -m bench.shares``: how many steps must see full windows (``train.full_context_share``)?
 
 They cost several times as much as the others. A model is trained from scratch with each share, as the recipe has it but
-for its steps, and read on validation and on test: at its clips' own length and on the
-full window; the difference to the first share is paired by clip over all seeds. Wants the features of a `make repro`, of
-whatever recipe is set.
+for its steps, and read on validation and on test: at its clips' own length and on the full window. Differences to the
+first share are paired by clip over all seeds. Wants the features of a `make repro`, of whatever recipe is set.
 """
 
 import tempfile
