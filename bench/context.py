@@ -56,18 +56,7 @@ def main(features: Path, recipe: Path, base_steps: int, steps: int, rate: float,
                 found[way].append(read(place / "tuned", features / "test"))
                 own, full = (100 * edits.sum() / words(features / "test").sum() for edits in found[way][-1])
                 click.echo(f"{way}, seed {seed}: {own:.2f} %, on the full window {full:.2f} %", err=True)
-    said = words(features / "test")
-    for way, runs in found.items():
-        own, full = (np.sum([run[at] for run in runs], axis=0) for at in (0, 1))
-        difference = own - np.sum([run[0] for run in found["full"]], axis=0)
-        sums = resampled_sums(np.stack([difference, len(runs) * said], axis=1), SAMPLES, SEED)
-        low, high = percentile_interval(100 * sums[:, 0] / sums[:, 1])
-        total = len(runs) * said.sum()
-        click.echo(
-            f"{way:14} WER {100 * own.sum() / total:6.2f} %, on the full window {100 * full.sum() / total:6.2f} %,"
-            f" against full {100 * difference.sum() / total:+.2f} ({low:+.2f} to {high:+.2f}),"
-            f" p = {sign_flip_p(difference):.3f}"
-        )
+    compare(found, "full", words(features / "test"))
     if out:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "edits.json", {way: [run[0].tolist() for run in runs] for way, runs in found.items()})
@@ -105,6 +94,20 @@ def read(model: Path, test: Path) -> tuple[np.ndarray, np.ndarray]:
         heard = [normalise(text) for text in decode(speech, shards, BATCH)]
         found.append(clip_edits(word_errors(references, heard)))
     return found[0], found[1]
+
+
+def compare(found: dict[str, list[tuple[np.ndarray, np.ndarray]]], against: str, said: np.ndarray) -> None:
+    """Print each way's WER over its runs, as ``read`` gives their edits, and its difference to one of them."""
+    for way, runs in found.items():
+        for at, context in enumerate(("its own context", "the full window")):
+            edits, others = (np.sum([run[at] for run in each], axis=0) for each in (runs, found[against]))
+            sums = resampled_sums(np.stack([edits - others, len(runs) * said], axis=1), SAMPLES, SEED)
+            low, high = percentile_interval(100 * sums[:, 0] / sums[:, 1])
+            rate, difference = (100 * each.sum() / (len(runs) * said.sum()) for each in (edits, edits - others))
+            click.echo(
+                f"{way:14} on {context}: WER {rate:6.2f} %, against {against} {difference:+.2f} ({low:+.2f} to"
+                f" {high:+.2f}), p = {sign_flip_p(edits - others):.3f}"
+            )
 
 
 def words(test: Path) -> np.ndarray:

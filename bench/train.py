@@ -3,7 +3,8 @@
 Random weights in one of OpenAI's shapes, and noise as long as Common Voice's clips. The notebooks pad every clip to
 30 s, in batches of 2, 16 of which make a step, with gradient checkpointing; the Trainer's example has batches of 16
 without. Of each way batches forwards and back are timed, and the optimizer by itself, of which each clip bears its part
-of a step of 32. A CPU takes small batches: there, time goes with clips.
+of a step of 32. A CPU takes small batches: there, time goes with clips. Full windows are timed with a clip each; where
+the recipe fills some with several, their time is taken to go with the windows, which are counted.
 """
 
 import tempfile
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from stages.asr.batches import BatchItem, ClipDataset, Variation, collate
+from stages.asr.batches import Batching, BatchItem, ClipDataset, LengthBucketSampler, Variation, collate
 from stages.asr.device import best_device, half_precision
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.model import SpeechModel
@@ -31,6 +32,7 @@ from tools.recipe import recipe_values
 SHORTEST, LONGEST, MEAN = 2.0, 10.0, 4.5  # seconds of Common Voice's clips
 SHARES = (0.1, 0.05, 0.02)  # of full windows
 STEP = 32  # clips of an optimizer step, in every way
+EPOCHS = 100  # whose windows are counted
 
 
 @click.command()
@@ -48,8 +50,10 @@ def main(size: str, device: str) -> None:
         }
         own = trained_here(values, model, shards, "clip", many, len(shards))
         full = trained_here(values, model, shards, "full", few, 2 * few)
-    found["on full windows, as recipes for pretrained models train"] = full
-    found |= {f"at the clips' length, {share:.0%} full windows": (1 - share) * own + share * full for share in SHARES}
+        filled = full * windows_a_clip(values, model, shards, many)
+    found["on full windows, a clip each"] = full
+    found[f"{values.train.filled_window_share:.0%} of their steps filled, as recipes train"] = filled
+    found |= {f"at the clips' length, {share:.0%} such windows": (1 - share) * own + share * filled for share in SHARES}
     baseline = next(iter(found.values()))
     click.echo(f"whisper-{size}'s shape on {place.type}, {values.train.precision}")
     for name, seconds in found.items():
@@ -124,6 +128,18 @@ def padded(values: Params, model: SpeechModel, shards: Shards, batch: int, check
         trainer.train()
         whisper.gradient_checkpointing_disable()
     return clock.seconds / batch + clock.optimizer / STEP
+
+
+def windows_a_clip(values: Params, model: SpeechModel, shards: Shards, batch: int) -> float:
+    """How many windows a clip costs in steps on full windows, where the recipe has several clips share some."""
+    clips = ClipDataset(shards, model, values.train.max_label_tokens)
+    batching = Batching(batch, model.window, full_share=1.0, filled_share=values.train.filled_window_share)
+    sampler = LengthBucketSampler(clips, batching, values.train.seed)
+    windows = 0
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        windows += sum(map(len, sampler))
+    return windows / (EPOCHS * len(clips))
 
 
 def trained_here(values: Params, model: SpeechModel, shards: Shards, context: str, batch: int, n_clips: int) -> float:

@@ -343,6 +343,14 @@ def test_one_process_uses_one_gpu(two_gpus, tmp_path):
     assert arguments.device == torch.device("cuda:0")
     assert arguments.parallel_mode == ParallelMode.NOT_PARALLEL
     assert (arguments.n_gpu, arguments.train_batch_size) == (1, params.train.batch_size)
+    assert arguments.accelerator_config.non_blocking
+
+
+def test_batches_are_pinned_for_a_gpu_alone(trainer, monkeypatch):
+    run = trainer()
+    assert not run.get_train_dataloader().pin_memory
+    monkeypatch.setattr(type(run.args), "device", torch.device("cuda"))
+    assert run.get_train_dataloader().pin_memory
 
 
 def overflow(frames: int, clips: int, training: bool):

@@ -134,8 +134,9 @@ class SpeechTrainer(Seq2SeqTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         sampler = self.make_sampler()
         workers = self.compute.loader_workers
+        pinned = self.args.device.type == "cuda"  # so that a batch is copied while the one before it is computed
         loader: DataLoader[Any] = self.accelerator.prepare(
-            DataLoader(self.clips, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+            DataLoader(self.clips, batch_sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pinned)
         )
         return loader
 
@@ -430,6 +431,7 @@ def training_arguments(
         dataloader_num_workers=compute.loader_workers,
         remove_unused_columns=False,
         use_cpu=device.type == "cpu",
+        accelerator_config={"non_blocking": device.type == "cuda"},
         report_to="none",
         disable_tqdm=True,
     )
