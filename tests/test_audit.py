@@ -19,7 +19,7 @@ from stages.asr.mel import SAMPLE_RATE
 from stages.asr.model import save_model
 from stages.corpora.selection import possible_ids
 from stages.download import download, drop_clips
-from stages.params import load_params
+from stages.params import Download, load_params
 from stages.params_file import ParamsFile
 from stages.runtime.errors import UserError
 from tests.support.browser import MISSING, chromium, find_browser
@@ -256,9 +256,13 @@ def test_a_clip_to_drop_that_does_not_exist_is_named_and_one_that_is_dropped_alr
     clips = {split: [Clip(f"{split}-1", "", "hej", "anna")] for split in SPLITS}
     drops = [Drop("train", "clips/å 2.wav", "too short")]
     known = possible_ids("clips/å 2.wav")
-    assert not drop_clips({"cough": list(known)}, clips, drops, tmp_path)
+
+    def naming(clips: list[str]) -> Download:
+        return load_params(ROOT / "params.yaml").download.model_copy(update={"drop": {"cough": clips}})
+
+    assert not drop_clips(naming(list(known)), clips, drops, tmp_path)
     with pytest.raises(UserError, match=r"download\.drop\.cough: the corpus has no clip test_1; did you mean test-1\?"):
-        drop_clips({"cough": [known[0], "test_1"]}, clips, drops, tmp_path)
+        drop_clips(naming([known[0], "test_1"]), clips, drops, tmp_path)
 
 
 def test_the_page_plays_what_was_found_shows_one_kind_and_asks_nothing_of_the_network(audit, tmp_path):

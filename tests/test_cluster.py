@@ -36,7 +36,7 @@ def raw(tmp_path_factory) -> Path:
 
 def features(raw: Path, workers: Workers | int, deaths: int, place: Path):
     """The features of all clips, while workers die."""
-    function = partial(killing, place, deaths, partial(extract_features, SETTINGS, raw))
+    function = partial(killing, place, deaths, partial(extract_features, SETTINGS, raw, None))
     return list(parallel_map(function, read_clips(raw), workers))
 
 
@@ -99,11 +99,11 @@ def test_a_worker_unlike_this_machine_is_named(tmp_path, monkeypatch, lack):
         (there / "data/train/audio/b.wav").unlink()  # no worker's first
     monkeypatch.chdir(tmp_path / "here")
     raw = Path("data/train")
-    function = partial(extract_features, SETTINGS, raw)
+    function = partial(extract_features, SETTINGS, raw, None)
     tasks = Tasks(OneWorker(there, make_runner()), function, lambda output: isinstance(output, Drop), lambda it: it)
     outputs = tasks.submit(read_clips(raw))
     if lack == "nothing":
-        assert [entry.id for entry, _ in outputs()] == ["a", "b"]
+        assert [made.entry.id for made in outputs()] == ["a", "b"]
         return
     said = {"checkout": "finds No module named 'stages' in", "sources": "has another stages.featurize", "data": "of b"}
     with pytest.raises(UserError, match=rf"worker \d+ on .*{said[lack]}"):

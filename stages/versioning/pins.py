@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Repository:
         self.root = root
         self.pinned: dict[tuple[str, str], Version] = {}  # by name and commit, which determine the rest
         self.folders: dict[str, Path] = {}  # of the pins fetched so far, by commit
+        self.fetching = threading.Lock()  # one at a time: a file that two pins share would be seen half copied
 
     def versions(self) -> list[Version]:
         """The pins, the newest first, then what the workspace has."""
@@ -89,8 +91,9 @@ class Repository:
         """
         if not version.commit:
             return self.root / WORKSPACE[version.name]
-        if version.commit not in self.folders or not self.folders[version.commit].is_dir():
-            self.folders[version.commit] = pinned_folder(self.root, version, report)
+        with self.fetching:
+            if version.commit not in self.folders or not self.folders[version.commit].is_dir():
+                self.folders[version.commit] = pinned_folder(self.root, version, report)
         folder = self.folders[version.commit]
         with contextlib.suppress(OSError):  # a read-only clone's are for ever
             os.utime(folder)  # in use
