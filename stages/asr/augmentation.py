@@ -119,8 +119,8 @@ class Change:
             mel = add_reverberation(mel, draw.uniform(0.2, 0.8), draw.uniform(0, 12))
         mel = shift(mel, self.lead)
         if self.noisy:
-            noise = repeated(other, mel.shape[1]) if other is not None else coloured_noise(mel.shape, draw)
-            mel = add_noise(mel, noise, self.snr)
+            babble = None if other is None else power(repeated(other, mel.shape[1]))
+            mel = add_noise(mel, coloured_noise(mel.shape, draw) if babble is None else babble, self.snr)
         return change_gain(mel, self.gain)
 
 
@@ -128,7 +128,8 @@ def shift(mel: np.ndarray, frames: int) -> np.ndarray:
     """Put silent frames before a clip, or cut frames off its start where ``frames`` is negative."""
     if frames <= 0:
         return mel[:, -frames:]
-    return np.pad(mel, ((0, 0), (frames, 0)), constant_values=mel_floor(mel))
+    silence = np.full((len(mel), frames), mel_floor(mel), mel.dtype)
+    return np.concatenate([silence, mel], axis=1)
 
 
 def change_gain(mel: np.ndarray, decibels: float) -> np.ndarray:
@@ -137,10 +138,10 @@ def change_gain(mel: np.ndarray, decibels: float) -> np.ndarray:
 
 
 def add_noise(mel: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
-    """Add noise, scaled log-mel of the clip's shape, at a signal-to-noise ratio of so many decibels over the clip."""
-    signal, added = power(mel), power(noise)
-    added *= loudness(signal) / loudness(added) * 10 ** (-snr / 10)
-    return scaled_log(signal + added)
+    """Add noise, power of the clip's shape, at a signal-to-noise ratio of so many decibels over the clip."""
+    signal = power(mel)
+    share = loudness(signal) / loudness(noise) * 10 ** (-snr / 10)
+    return scaled_log(signal + np.float32(share) * noise)
 
 
 def change_speed(mel: np.ndarray, speed: float, tempo: float = 1.0) -> np.ndarray:
@@ -174,13 +175,14 @@ def add_reverberation(mel: np.ndarray, seconds: float, ratio: float) -> np.ndarr
 
 
 def coloured_noise(shape: tuple[int, int], draw: np.random.Generator) -> np.ndarray:
-    """Noise of (n_mels, n_frames), between white and brown: its power falls with frequency to a drawn exponent."""
+    """White to brown noise, its power falling with frequency to a drawn exponent: (n_mels, n_frames) float32 power."""
     spectrum = (np.arange(N_FFT // 2 + 1) + 1.0) ** -draw.uniform(0, 2)
     filters = mel_filters(shape[0])
     bins = filters.sum(1) ** 2 / (filters**2).sum(1)  # of the transform that a mel bin averages
     freedom = np.maximum(bins / HANN_BANDWIDTH, 1)  # as many of them vary on their own
-    levels = filters @ spectrum
-    return scaled_log(levels[:, None] * draw.gamma(freedom[:, None], 1 / freedom[:, None], shape))
+    levels = (filters @ spectrum / freedom).astype(np.float32)
+    noise: np.ndarray = levels[:, None] * draw.standard_gamma(freedom[:, None].astype(np.float32), shape, np.float32)
+    return noise
 
 
 def repeated(mel: np.ndarray, n_frames: int) -> np.ndarray:

@@ -61,7 +61,8 @@ def mel_floor(mel: np.ndarray) -> float:
 def pad_or_trim(mel: np.ndarray, n_frames: int) -> np.ndarray:
     """Scaled log-mel, (n_mels, any number of frames), as (n_mels, n_frames): padded as Whisper pads, or cropped."""
     mel = mel[:, :n_frames]
-    return np.pad(mel, ((0, 0), (0, n_frames - mel.shape[1])), constant_values=mel_floor(mel))
+    silence = np.full((len(mel), n_frames - mel.shape[1]), mel_floor(mel), mel.dtype)
+    return np.concatenate([mel, silence], axis=1)
 
 
 @cache
