@@ -11,17 +11,17 @@ from stages.runtime.command import run
 from stages.runtime.errors import UserError
 from stages.runtime.progress import note
 
-FORMATS = {
-    "ctranslate2": ("float32", "float16", "int8"),
+FORMATS = {  # the precisions whose texts hold (bench/README.md), the usual one first
+    "ctranslate2": ("float32", "float16"),
     "ggml": ("float16",),
     "onnx": ("float32",),
-}  # the usual precision first
+}
 
 
 @click.command()
 @click.argument("form", metavar="ctranslate2|ggml|onnx", type=click.Choice(list(FORMATS)))
 @click.option("--model", "name", metavar="NAME", help="tuned@v1.0.0, or tuned, the workspace's; else the newest pin.")
-@click.option("--precision", help="Of the weights, for ctranslate2 float32, float16 or int8.")
+@click.option("--precision", help="Of the weights, for ctranslate2 float32 or float16.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write, a new one.  [default: build/convert/…]")
 @click.option("--raw", type=click.Path(path_type=Path), default="data/raw/test", show_default=True)
 @click.option("--clips", type=click.IntRange(0), default=100, show_default=True, help="Of those, to measure WER on.")
