@@ -32,6 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "frozen encoder": {"freeze": "encoder", "ctc_weight": 0.0},
     "its lower two layers frozen": {"freeze": 2},
     "8-bit AdamW": {"optimizer": "adamw_8bit"},
+    "Muon": {"optimizer": "muon"},
     "bf16": {"precision": "bf16"},
     "checkpointing of full windows": {"gradient_checkpointing": "full_windows"},
     "checkpointing of all": {"gradient_checkpointing": "all"},

@@ -345,7 +345,7 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     max_grad_norm: Annotated[float, Field(gt=0)]
-    optimizer: Literal["adamw", "adamw_8bit"]
+    optimizer: Literal["adamw", "adamw_8bit", "muon"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     gradient_checkpointing: Literal["none", "full_windows", "all"]
     freeze: Annotated[Literal["encoder"] | int | None, BeforeValidator(check_frozen)]

@@ -53,7 +53,7 @@ def test_a_missing_key_is_named(settings, key):
         ("train.learning_rate", 0, "greater than 0"),
         ("train.learning_rate", "fast", "a valid number"),
         ("train.precision", "fp8", "'auto', 'fp32', 'bf16' or 'fp16'"),
-        ("train.optimizer", "sgd", "'adamw' or 'adamw_8bit'"),
+        ("train.optimizer", "sgd", "'adamw', 'adamw_8bit' or 'muon'"),
         ("train.batch_seconds", 0, "greater than 0"),
         ("train.freeze", "decoder", "must be null, encoder, or a number of the encoder's lower layers"),
         ("train.freeze", True, "must be null, encoder, or a number"),

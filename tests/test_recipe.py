@@ -355,6 +355,8 @@ def test_what_training_will_hold_follows_from_what_it_trains(params):
     assert adapters.checkpoint == 4 * bytes_each * values
     in_bytes = held(**{"lora.rank": 0, "optimizer": "adamw_8bit"})
     assert 2.4 * bytes_each * weights < in_bytes.training < 2.8 * bytes_each * weights
+    muon, by_muon = held(**{"lora.rank": 0, "optimizer": "muon"}), 0.74e9  # all but embeddings and convolutions
+    assert muon.training == pytest.approx(whole.training - bytes_each * by_muon, rel=0.02)
     frozen = held(**{"lora.rank": 0, "freeze": "encoder"})
     assert frozen.training == pytest.approx(bytes_each * (weights + 3 * 0.172e9), rel=0.02)
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
+from torch import nn
 from transformers import TrainerCallback, WhisperForConditionalGeneration
 from transformers.training_args import ParallelMode
 
@@ -26,6 +28,7 @@ from stages.runtime.errors import UserError
 from stages.train import Paths, is_done, main, train
 from stages.training.adapters import merge_adapters, remove_adapters
 from stages.training.checkpoints import Checkpoint, CheckpointManager, newest_first
+from stages.training.muon import Muon, orthogonalised
 from stages.training.resume import Start
 from stages.training.trainer import SpeechTrainer, regularisation, training_arguments
 from stages.training.trial import largest_batches, random_state_kept
@@ -472,7 +475,11 @@ def test_the_command_has_cublas_add_up_in_one_order(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "overrides",
-    [{"lora__rank": 2, "lora__dropout": 0.1, "average": 2}, {"batch_seconds": 3, "full_context_share": 0.3}],
+    [
+        {"lora__rank": 2, "lora__dropout": 0.1, "average": 2},
+        {"batch_seconds": 3, "full_context_share": 0.3},
+        {"optimizer": "muon"},
+    ],
     ids=lambda overrides: next(iter(overrides)).partition("__")[0],
 )
 def test_a_resumed_run_ends_in_the_same_weights(trainer, overrides):
@@ -564,6 +571,41 @@ def test_adamw_in_8_bits_holds_its_moments_in_bytes_and_trains_as_adamw_does(tra
     assert sum(state["state1"].dtype == torch.uint8 for state in quantised) == linear + convolutions + head
     exact, rounded = losses
     assert abs(rounded[-1] - exact[-1]) < 0.2 * (exact[0] - exact[-1])
+
+
+def test_muon_moves_the_layers_matrices_alone_by_its_own_rule(trained, tiny):
+    _, paths = trained(optimizer="muon", ctc_weight=0.3)
+    (checkpoint,) = paths.checkpoints.glob("*/step-*")
+    states = torch.load(checkpoint / "optimizer.pt")["state"].values()
+    assert Counter(tuple(state) for state in states)[("mean",)] == 6 + 10  # an encoder's layer and a decoder's
+    assert {tuple(state) for state in states} == {("mean",), ("step", "mean", "square")}
+    losses = [float(row[1]) for row in rows(paths.curves / "training.tsv")[1:]]
+    assert losses[-1] < losses[0]
+
+
+def test_muons_steps_are_of_one_length_in_every_direction():
+    draw = torch.Generator().manual_seed(1)
+    for rows_, columns in ((8, 8), (8, 24), (24, 8)):
+        left, _ = torch.linalg.qr(torch.randn(2, rows_, 8, generator=draw))
+        right, _ = torch.linalg.qr(torch.randn(2, columns, 8, generator=draw))
+        values = torch.logspace(0, -2, 8)  # of which the least is 0.7 % of the norm
+        made = left.mT @ orthogonalised(left @ torch.diag(values) @ right.mT) @ right
+        lengths = made.diagonal(dim1=1, dim2=2)
+        assert lengths.min() > 0.6 and lengths.max() < 1.3
+        assert (
+            made - torch.diag_embed(lengths)
+        ).abs().max() < 1e-3  # roundings of float32, grown by 3.4 a round
+
+
+def test_what_is_no_matrix_goes_by_adamw():
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
+    settings = {"lr": 0.1, "betas": (0.9, 0.98), "weight_decay": 0.1}
+    optimizers = Muon([{"params": [ours]}], **settings), torch.optim.AdamW([theirs], **settings)
+    for step in range(5):
+        for weights, optimizer in zip((ours, theirs), optimizers, strict=True):
+            weights.grad = torch.cos(torch.arange(7.0) + step)
+            optimizer.step()
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)  # some roundings of float32 in each of five steps
 
 
 @pytest.mark.parametrize(

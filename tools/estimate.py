@@ -312,7 +312,7 @@ def training_memory(whisper: WhisperForConditionalGeneration, settings: Train) -
     if settings.lora.rank:
         layers = adapted_layers(whisper, settings.lora).values()
         trained = VALUE * settings.lora.rank * sum(layer.in_features + layer.out_features for layer in layers)
-        moments = 2 * trained / (1 if settings.optimizer == "adamw" else VALUE)
+        moments = trained * {"adamw": 2, "adamw_8bit": 2 / VALUE, "muon": 1}[settings.optimizer]
         return Held(weights + 2 * trained + moments, 2 * trained + moments)
     trained = VALUE * whisper.num_parameters(only_trainable=True)
     moments = sum(moment.nbytes for moment in optimizer_moments(whisper, settings.optimizer))

@@ -30,6 +30,7 @@ from stages.training.averaging import BestEvaluations, Candidate, Evaluation, We
 from stages.training.checkpoints import CheckpointManager, TrainingState, best_name
 from stages.training.ctc import HEAD, add_head, ctc_loss, remove_head
 from stages.training.curves import Curves
+from stages.training.muon import Muon, hidden_matrices
 from stages.training.parent import Parent
 from stages.training.pruning import read_pruning
 from stages.training.ranks import Ranks, current_ranks
@@ -126,6 +127,25 @@ class SpeechTrainer(Seq2SeqTrainer):
             return self.settings.max_steps
         an_epoch = -(-len(self.make_sampler()) // self.settings.gradient_accumulation)
         return math.ceil((self.settings.epochs or 0) * an_epoch)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """transformers' own, or Muon, whose other weights decay or not as transformers divides them."""
+        if self.settings.optimizer != "muon" or self.optimizer is not None:
+            return super().create_optimizer(model)
+        matrices = hidden_matrices(self.speech_model.whisper)
+        trained = [each for each in self.speech_model.whisper.named_parameters() if each[1].requires_grad]
+        decaying, known = (
+            set(self.get_decay_parameter_names(self.speech_model.whisper)),
+            {id(each) for each in matrices},
+        )
+        others = [(name, each) for name, each in trained if id(each) not in known]
+        groups = [
+            {"params": matrices, "matrices": True, "weight_decay": self.settings.weight_decay},
+            {"params": [each for name, each in others if name in decaying], "weight_decay": self.settings.weight_decay},
+            {"params": [each for name, each in others if name not in decaying], "weight_decay": 0.0},
+        ]
+        self.optimizer = Muon(groups, self.settings.learning_rate, betas=(0.9, self.settings.adam_beta2))
+        return self.optimizer
 
     def make_sampler(self) -> LengthBucketSampler:
         batching = make_batching(self.settings, self.speech_model.window, self.ranks)
@@ -421,7 +441,7 @@ def training_arguments(
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
         activation_checkpointing=settings.gradient_checkpointing != "none",
-        optim="adamw_torch_fused" if settings.optimizer == "adamw" else "adamw_bnb_8bit",
+        optim="adamw_bnb_8bit" if settings.optimizer == "adamw_8bit" else "adamw_torch_fused",
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
         eval_strategy="steps",

@@ -12,6 +12,7 @@ from stages.asr.batches import Batching, BatchItem, ClipDataset, collate
 from stages.asr.decoding import GRID
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.params import Train
+from stages.training.muon import hidden_matrices
 from stages.training.ranks import Ranks
 
 
@@ -52,14 +53,16 @@ def largest_batches(clips: ClipDataset, settings: Train, window: int) -> list[di
 def optimizer_moments(model: nn.Module, optimizer: str) -> list[torch.Tensor]:
     """Memory for what the optimizer will hold of the weights that are trained: two moments each.
 
-    In 8 bits a byte a value, but for embeddings, whose moments transformers leaves in float32.
+    Of Muon's matrices one. In 8 bits a byte a value, but for embeddings, whose moments transformers leaves in float32.
     """
+    in_bytes = optimizer == "adamw_8bit"
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    single = {id(weights) for weights in hidden_matrices(model)} if optimizer == "muon" else set()
     return [
-        torch.empty_like(weights, dtype=None if optimizer == "adamw" or id(weights) in embeddings else torch.uint8)
+        torch.empty_like(weights, dtype=torch.uint8 if in_bytes and id(weights) not in embeddings else None)
         for weights in model.parameters()
         if weights.requires_grad
-        for _ in range(2)
+        for _ in range(1 if id(weights) in single else 2)
     ]
 
 
