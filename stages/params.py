@@ -272,6 +272,14 @@ class Featurize(Section):
     clips_per_shard: Count
 
 
+Place = Annotated[str, Field(pattern=r"^([a-z0-9]+://)?[\w./+=@-]+$")]  # a folder's path or URL, plain in a command
+
+
+class Features(Section):
+    train: Place
+    validation: Place
+
+
 # Kinds of linear layers in Whisper: of attention, and of the two feed-forward layers after it.
 LinearLayer = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
@@ -458,6 +466,7 @@ class Params(Section):
     whisper: Whisper
     download: Download
     featurize: Featurize
+    features: Features
     train: Train
     evaluate: Evaluate
     compute: Compute

@@ -34,9 +34,9 @@ CONTROL_TOKENS = [
 
 @click.command()
 @click.option("--params", type=click.Path(path_type=Path), required=True)
-@click.option("--train", type=click.Path(path_type=Path), required=True, help="Shards whose texts and mels must fit.")
+@click.option("--train", required=True, help="Shards, a folder or its URL, whose texts and mels must fit.")
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="Folder for the base model.")
-def main(params: Path, train: Path, model: Path) -> None:
+def main(params: Path, train: str, model: Path) -> None:
     """Fetch or make the model that training starts from."""
     values = load_params(params)
     speech = pretrained(values.whisper, train, model)
@@ -44,7 +44,7 @@ def main(params: Path, train: Path, model: Path) -> None:
     click.echo(f"{values.whisper.base}: {size / 1e6:.1f} M parameters in {model}")
 
 
-def pretrained(settings: Whisper, train: Path, folder: Path) -> SpeechModel:
+def pretrained(settings: Whisper, train: str | Path, folder: Path) -> SpeechModel:
     """Write the base model, set to hear and write the language.
 
     Raises UserError where it cannot be had or is not the pinned one, does not know the language, or expects other

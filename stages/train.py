@@ -40,8 +40,8 @@ RESULT = "result.json"  # in a run's folder: its metrics, where they are not tho
 
 @click.command()
 @click.option("--params", type=PATH, required=True)
-@click.option("--train", "train_shards", type=PATH, required=True)
-@click.option("--validation", type=PATH, required=True)
+@click.option("--train", "train_shards", required=True, help="Folder of shards, or its URL in object storage.")
+@click.option("--validation", required=True, help="The same.")
 @click.option("--pretrained", type=PATH, required=True, help="The model to start from.")
 @click.option("--checkpoints", type=PATH, required=True, help="Store of unfinished runs, below DVC_ROOT; no out.")
 @click.option(
@@ -54,7 +54,7 @@ RESULT = "result.json"  # in a run's folder: its metrics, where they are not tho
 @click.option("--details", type=PATH, required=True, help="File for the counts.")
 @click.option("--fresh", is_flag=True, envvar="VISKA_FRESH", help="Start anew, whatever checkpoints there are.")
 @click.option("--adopt", envvar="VISKA_ADOPT", metavar="RUN", help="Go on from another run's checkpoint.")
-def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
+def main(params: Path, fresh: bool, adopt: str | None, **paths: Any) -> None:
     """Fine-tune the base model; keep the weights with the lowest validation WER. Goes on where a run was stopped."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its sums differ; read when CUDA starts
     values = load_params(params)
@@ -77,8 +77,8 @@ def main(params: Path, fresh: bool, adopt: str | None, **paths: Path) -> None:
 class Paths:
     """What train reads and writes, as the options above."""
 
-    train_shards: Path
-    validation: Path
+    train_shards: str | Path
+    validation: str | Path
     pretrained: Path
     checkpoints: Path
     trackers: Path
@@ -112,8 +112,12 @@ def train(
         note(f"train.precision: auto is {settings.precision} here")
     model = load_base(settings, paths, device)
     clips, validation = load_clips(model, settings, paths)
-    write_drops(clips, validation, paths)
-    shards = [paths.train_shards, paths.validation]
+    write_drops(clips, validation, paths.dropped)
+    shards = {
+        f"{split}/{name}": digest
+        for split, data in (("train", clips), ("validation", validation))
+        for name, digest in data.shards.digests.items()
+    }
     run = describe_run(settings, shards, folder_digest(paths.pretrained), __name__, device, ranks.count)
     local = LocalCheckpoints(paths.checkpoints)
     folder = local.folder(run.name)
@@ -186,14 +190,11 @@ def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipD
     return clips[0], clips[1]
 
 
-def write_drops(clips: ClipDataset, validation: ClipDataset, paths: Paths) -> None:
+def write_drops(clips: ClipDataset, validation: ClipDataset, path: Path) -> None:
     """List the clips whose labels are too long or empty."""
-    splits = ((paths.train_shards, clips), (paths.validation, validation))
-    write_rows(
-        paths.dropped,
-        Drop,
-        [Drop(folder.name, clip, reason) for folder, data in splits for clip, reason in data.dropped.items()],
-    )
+    splits = (("train", clips), ("validation", validation))
+    drops = [Drop(split, clip, reason) for split, data in splits for clip, reason in data.dropped.items()]
+    write_rows(path, Drop, drops)
 
 
 def is_done(checkpoint: Checkpoint, paths: Paths) -> bool:

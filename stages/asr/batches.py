@@ -106,6 +106,10 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
             "labels": np.array([*(IGNORED for _ in prompt), *labels]),
         }
 
+    def __getitems__(self, items: list[BatchItem]) -> list[dict[str, np.ndarray]]:
+        """A batch's examples, which from object storage come together."""
+        return list(self.shards.folder.map(self.__getitem__, items))
+
     def prompt(self, place: int, room: int, draw: random.Random) -> np.ndarray:
         """The text of another clip of the same speaker as what came before, if there is room: (n_tokens,) int64."""
         speaker = self.shards.entries[self.numbers[place]].speaker

@@ -122,7 +122,8 @@ def decode(
     model: SpeechModel, shards: Shards, batch_size: int, progress: Progress = lambda batches, total: batches
 ) -> list[str]:
     """Transcribe every clip of some shards, in their order, as ``decode_mels`` does."""
-    return decode_mels(model, [entry.n_frames for entry in shards.entries], shards.mel, batch_size, progress)
+    lengths = [entry.n_frames for entry in shards.entries]
+    return decode_mels(model, lengths, shards.mel, batch_size, progress, each=shards.folder.map)
 
 
 def decode_mels(
@@ -132,18 +133,20 @@ def decode_mels(
     batch_size: int,
     progress: Progress = lambda batches, total: batches,
     limit: Callable[[int], int] = token_limit,
+    each: Callable[[Callable[[int], np.ndarray], list[int]], Iterable[np.ndarray]] = map,
 ) -> list[str]:
     """Transcribe clips, given their frames and a function from a clip's number to its features, in their order.
 
     A clip is padded, and bounded in tokens, by its own length on the grid alone, whatever its batch. read: gives
     (n_mels, n_frames) float32 scaled log-mel. progress: wraps the batches, given their number. limit: the most tokens
-    of a clip of so many frames.
+    of a clip of so many frames. each: calls read for a batch's clips, in their order.
     """
     batches = list(batch_by_length(lengths, batch_size))
     texts: dict[int, str] = {}
     for numbers in progress(batches, len(batches)):
         mels = [
-            torch.from_numpy(pad_or_trim(read(number), context_frames(model, lengths[number]))) for number in numbers
+            torch.from_numpy(pad_or_trim(mel, context_frames(model, lengths[number])))
+            for number, mel in zip(numbers, each(read, numbers), strict=True)
         ]
         rows = greedy_search(model, mels, [limit(lengths[number]) for number in numbers])
         texts |= zip(numbers, model.tokenizer.batch_decode(rows, skip_special_tokens=True), strict=True)

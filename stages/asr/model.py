@@ -97,7 +97,7 @@ def save_model(model: SpeechModel, folder: Path) -> None:
     model.extractor.save_pretrained(folder)
 
 
-def check_fit(model: SpeechModel, shards: Shards, folder: Path) -> None:
+def check_fit(model: SpeechModel, shards: Shards, folder: str | Path) -> None:
     """Raise UserError where the features in ``folder`` are not what the model expects."""
     n_mels = model.whisper.config.num_mel_bins
     if shards.n_mels != n_mels:

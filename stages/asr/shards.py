@@ -6,11 +6,13 @@ speaker, known_speaker, seconds, n_frames and peak, the clip's greatest value. A
 (n_frames, n_mels) in C order: little-endian float16, or uint8 in even steps from mel_floor to peak.
 """
 
+import hashlib
 import json
 import zipfile
 import zlib
 from array import array
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from stages.asr.mel import LOG_MEL_RANGE, LOG_MEL_SILENCE
 from stages.runtime.errors import UserError
 from stages.runtime.files import written_aside
+from stages.runtime.storage import Folder, LocalFolder, open_folder
 
 FORMAT = 1
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("uint8"), "float16": np.dtype("<f2")}
@@ -80,24 +83,27 @@ def write_shard(path: Path, dtype: str, n_mels: int, clips: list[tuple[Entry, by
 class Shards:
     """The clips of a folder of shards, in the order of the files and of their indexes.
 
-    entries: list[Entry]; n_mels: int; dtype: str. Features are read one clip at a time, on demand. Raises UserError
-    where the folder contains no shard, or one that is damaged or unlike the first.
+    folder: a path, or a URL of object storage. entries: list[Entry]; n_mels: int; dtype: str; digests: of the shards,
+    by name. Features are read one clip at a time, on demand. Raises UserError where the folder contains no shard, or
+    one that is damaged or unlike the first.
     """
 
-    def __init__(self, folder: Path):
-        paths = sorted(Path(folder).glob("*.zip"))
-        if not paths:
-            raise UserError(f"{folder} contains no shards: run the featurize stage, or `dvc pull`")
+    def __init__(self, folder: str | Path):
+        self.folder = open_folder(folder)
+        names = self.folder.names(".zip")
+        if not names:
+            raise UserError(f"{folder} contains no shards: {self.folder.missing}")
         self.entries: list[Entry] = []
-        self._paths: list[Path] = []  # of each clip's shard
+        self.digests: dict[str, str] = {}
+        self._names: list[str] = []  # of each clip's shard
         self._places = array("Q")  # where each clip's bytes begin there, and their CRC-32
         kinds = set()
-        for path in paths:
-            index, places = read_shard(path)
-            kinds.add((index["dtype"], index["n_mels"]))
-            self.entries += [Entry(**row) for row in index["clips"]]
-            self._paths += [path] * len(places)
-            self._places.extend(number for place in places for number in place)
+        for name, shard in zip(names, self.folder.map(partial(read_shard, self.folder), names), strict=True):
+            kinds.add((shard.index["dtype"], shard.index["n_mels"]))
+            self.entries += [Entry(**row) for row in shard.index["clips"]]
+            self.digests[name] = shard.digest
+            self._names += [name] * len(shard.places)
+            self._places.extend(number for place in shard.places for number in place)
         if len(kinds) > 1:
             raise UserError(f"{folder} mixes shards of {sorted(kinds)}: run the featurize stage again")
         self.dtype, self.n_mels = kinds.pop()
@@ -106,33 +112,56 @@ class Shards:
         return len(self.entries)
 
     def mel(self, number: int) -> np.ndarray:
-        """The features of one clip: (n_mels, n_frames) float32 scaled log-mel.
-
-        One read, by a file that is opened for it: of a large corpus, a process may not keep all shards open.
-        """
-        path, entry = self._paths[number], self.entries[number]
+        """The features of one clip: (n_mels, n_frames) float32 scaled log-mel, by one read."""
+        name, entry = self._names[number], self.entries[number]
         start, checksum = self._places[2 * number : 2 * number + 2]
-        with path.open("rb", buffering=0) as file:
-            file.seek(start)
-            data = file.read(entry.n_frames * self.n_mels * DTYPES[self.dtype].itemsize)
+        data = self.folder.read(name, start, entry.n_frames * self.n_mels * DTYPES[self.dtype].itemsize)
         if zlib.crc32(data) != checksum:
-            raise UserError(f"clip {entry.id} in {path} is damaged: delete the file and run `dvc checkout`")
+            raise UserError(f"clip {entry.id} in {self.folder.place(name)} is damaged: {self.folder.damaged}")
         return unpack_mel(data, entry, self.dtype, self.n_mels)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What is read of a shard before its clips.
+
+    places: of each clip where its bytes begin, and their CRC-32. digest: SHA-256 of the index and of each member's
+    name, size and CRC-32, 64 hex digits. Any text, and any clip that another recording or setting made, gives another
+    one; a clip that somebody forged to have the same CRC-32 does not. Reading a clip holds its bytes against that.
+    """
+
+    index: dict[str, Any]
+    places: list[tuple[int, int]]
+    digest: str
 
 
 def read_index(path: Path) -> dict[str, Any]:
     """A shard's index, checked for its format."""
-    return read_shard(path)[0]
+    return read_shard(LocalFolder(path.parent), path.name).index
 
 
-def read_shard(path: Path) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """A shard's index, and of each of its clips where the bytes begin and their CRC-32."""
+def read_shard(folder: Folder, name: str) -> Shard:
+    """A shard's index and directory; raises UserError where it is damaged, or of another format."""
+    place = folder.place(name)
     try:
-        with zipfile.ZipFile(path) as archive:
-            index: dict[str, Any] = json.loads(archive.read("index.json"))
+        with folder.open(name) as file, zipfile.ZipFile(file) as archive:
+            about = archive.getinfo("index.json")
+            file.seek(data_start(about))
+            text = file.read(about.file_size)
+            if zlib.crc32(text) != about.CRC:
+                raise ValueError("its index is damaged")
+            digest = hashlib.sha256(text)
+            for member in archive.infolist():
+                digest.update(f"{member.filename} {member.file_size} {member.CRC}\n".encode())
+            index: dict[str, Any] = json.loads(text)
             members = [archive.getinfo(row["id"]) for row in index.get("clips", [])]
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a readable shard ({error}): delete it and run `dvc checkout`") from None
+        raise UserError(f"{place} is not a readable shard ({error}): {folder.damaged}") from None
     if index.get("format") != FORMAT:
-        raise UserError(f"{path} has format {index.get('format')}, expected {FORMAT}: run the featurize stage again")
-    return index, [(member.header_offset + HEADER + len(member.filename.encode()), member.CRC) for member in members]
+        raise UserError(f"{place} has format {index.get('format')}, expected {FORMAT}: run the featurize stage again")
+    return Shard(index, [(data_start(member), member.CRC) for member in members], digest.hexdigest())
+
+
+def data_start(member: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin."""
+    return member.header_offset + HEADER + len(member.filename.encode())

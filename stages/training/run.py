@@ -58,14 +58,14 @@ def short_name(run: str) -> str:
 
 
 def describe_run(
-    settings: Train, shards: list[Path], base: str, module: str, device: "torch.device", ranks: int = 1
+    settings: Train, shards: dict[str, str], base: str, module: str, device: "torch.device", ranks: int = 1
 ) -> Run:
-    """The run of these settings, shard folders, base model's digest and training module on so many such devices."""
+    """The run of these settings, shards' digests, base model's digest and training module on so many such devices."""
     libraries = (*LIBRARIES, *wanted_libraries(settings))
     return Run(
         {
             "params": settings.model_dump(mode="json"),
-            "shards": {f"{folder.name}/{path.name}": file_digest(path) for folder in shards for path in zips(folder)},
+            "shards": shards,
             "base": {"digest": base},
             "code": {name: file_digest(path) for name, path in reached_modules(module, BY_VALUE).items()},
             "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
@@ -85,10 +85,6 @@ def describe_machine(device: "torch.device") -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
-
-
-def zips(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.zip"))
 
 
 def processor() -> str:

@@ -279,7 +279,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         mine = [number for batch in batches for number in batch]  # of which decoding makes these same batches again
         with self.judging():
             texts = decode_mels(
-                self.speech_model, [lengths[number] for number in mine], lambda at: shards.mel(mine[at]), size
+                self.speech_model,
+                [lengths[number] for number in mine],
+                lambda at: shards.mel(mine[at]),
+                size,
+                each=shards.folder.map,
             )
         hypotheses = ranks.merge(dict(zip(mine, texts, strict=True)))
         return wer([entry.text for entry in shards.entries], [*hypotheses.values()])
