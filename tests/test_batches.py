@@ -162,8 +162,8 @@ def test_the_loader_that_training_prepares_passes_the_epoch_on():
     from accelerate import Accelerator
 
     class Numbers(Clips):
-        def __getitem__(self, item):
-            return item.places[0]
+        def __getitems__(self, items):
+            return [item.places[0] for item in items]
 
     data = Numbers(LENGTHS)
     sampler = LengthBucketSampler(data, Batching(8, 2000), 1)

@@ -39,6 +39,15 @@ def test_another_text_gives_other_bytes(tmp_path):
     assert sha(tmp_path / "a.zip") != sha(tmp_path / "b.zip")
 
 
+@pytest.mark.parametrize("change", [("c0", "nej"), ("c1", "hej")])
+def test_a_digest_is_of_what_lies_in_a_shard_not_of_where_it_lies(tmp_path, change):
+    for name, (sound, text) in {"a": ("c0", "hej"), "b": ("c0", "hej"), "c": change}.items():
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name / "00000.zip", "uint8", 80, [pack("c", SOUNDS[sound], text)])
+    first, same, other = (Shards(tmp_path / name).digests for name in "abc")
+    assert first == same != other and first.keys() == other.keys()
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "float16"])
 def test_each_clip_is_readable_alone_and_in_any_order(tmp_path, dtype):
     read = Shards(write_shards(tmp_path, SOUNDS, dtype))

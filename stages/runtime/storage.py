@@ -99,7 +99,8 @@ class RemoteFolder:
             try:  # fsspec keeps the file system, one for each process, for none outlives a fork
                 return request(*url_to_fs(self.url, use_listings_cache=False))
             except ImportError as error:
-                raise UserError(f"{self.url}: {one_line(error)}: pip install 'dvc[s3]', or [gs] and so on") from None
+                extra = f"pip install 'dvc[{self.url.partition('://')[0]}]'"
+                raise UserError(f"{self.url} cannot be read: {one_line(error)}: {extra}") from None
             except Exception as error:  # each kind of storage has errors of its own
                 lasting = isinstance(error, LASTING) or "Credential" in type(error).__name__
                 if lasting or time.monotonic() + wait > end:
@@ -113,7 +114,12 @@ Folder = LocalFolder | RemoteFolder
 
 def open_folder(place: str | Path) -> Folder:
     """A folder by its path or its URL; nothing is asked of it yet."""
-    return RemoteFolder(str(place)) if "://" in str(place) else LocalFolder(Path(place))
+    return RemoteFolder(str(place)) if is_remote(place) else LocalFolder(Path(place))
+
+
+def is_remote(place: str | Path) -> bool:
+    """Whether it is a URL, and no path."""
+    return "://" in str(place)
 
 
 def explain(error: Exception) -> str:

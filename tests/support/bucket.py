@@ -6,6 +6,7 @@ faults that go wrong one after another.
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +25,7 @@ class Bucket(ThreadingHTTPServer):
     """Serves a folder.
 
     faults: of the next answers with an object's bytes, the first one first: ``cut`` ends in the middle, ``reset``
-    before it begins, a number is a status. asked: every request; sent: how many bytes of objects.
+    before it begins, a number is a status. asked: every request; sent: how many bytes of each object.
     """
 
     daemon_threads = True
@@ -34,7 +35,7 @@ class Bucket(ThreadingHTTPServer):
         self.folder = folder
         self.faults: list[str] = []
         self.asked: list[str] = []
-        self.sent = 0
+        self.sent = Counter[str]()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -105,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             if begin >= len(data):
                 return self.refuse(416, "InvalidRange")
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
-        self.server.sent += end - begin
+        self.server.sent[self.path] += end - begin
         kept = (end - begin) // 2 if fault == "cut" else None
         return self.answer(206 if asked else 200, headers, data[begin:end], kept)
 

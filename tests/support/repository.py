@@ -32,10 +32,15 @@ TINY = {
 }
 
 
-def run(folder: Path, *command: str, status: int = 0) -> str:
+def run(folder: Path, *command: str, status: int = 0, **variables: str) -> str:
     """Run a command as a person in an activated environment would; returns what it printed."""
     result = subprocess.run(
-        command, cwd=folder, env=environment(folder), text=True, capture_output=True, stdin=subprocess.DEVNULL
+        command,
+        cwd=folder,
+        env=environment(folder) | variables,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
     )
     assert result.returncode == status, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout + result.stderr

@@ -329,7 +329,8 @@ def limits_section(release: Release) -> str:
 def provenance_section(release: Release) -> str:
     """What this version can be found and checked by."""
     pin = f"Git tag | `{release.name}`" if release.version.commit else "Git tag | none: a workspace's model"
-    paths = ("models/tuned", "models/pretrained", *(f"data/features/{split}" for split in SPLITS))
+    features = {split: f"data/features/{split}" for split in SPLITS} | release.params.get("features", {})
+    paths = ("models/tuned", "models/pretrained", *features.values())
     rows = [pin, f"Git commit | `{release.revision}`"]
     rows += [f"`{path}`, MD5 by DVC | `{release.hashes[path]}`" for path in paths]
     for path in sorted(release.model.glob("*.safetensors")):

@@ -30,8 +30,8 @@ class Release:
 
     revision: the commit to check out to get it again, 40 hex digits, with ``-dirty`` where the workspace has changes
     since. files: the folder with the project's files of that revision. model: the folder with the model's. params:
-    params.yaml, with its comments, without this machine's paths. hashes: DVC's md5 of the outs, by path. metrics: all
-    that was measured, by MEASURED's names.
+    params.yaml, with its comments, without this machine's paths. hashes: DVC's md5 of deps and outs, by path. metrics:
+    all that was measured, by MEASURED's names.
     """
 
     version: Version
@@ -104,7 +104,7 @@ def open_release(root: Path, name: str | None) -> Iterator[Release]:
             check_workspace(root)
         params = without_paths(read_document(files / "params.yaml"))
         metrics = {name: read_measured(name, files, version, lock) for name in MEASURED}
-        yield Release(version, revision, files, model, params, out_hashes(lock), metrics)
+        yield Release(version, revision, files, model, params, hashes(lock, "deps") | out_hashes(lock), metrics)
 
 
 def choose_version(versions: list[Version], name: str | None) -> Version:
@@ -146,7 +146,11 @@ def read_project_file(files: Path, name: str, version: Version) -> str:
 
 def out_hashes(lock: dict[str, Any]) -> dict[str, str]:
     """DVC's md5 of every out in dvc.lock's stages, by path."""
-    return {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", [])}
+    return hashes(lock, "outs")
+
+
+def hashes(lock: dict[str, Any], kind: str) -> dict[str, str]:
+    return {item["path"]: item.get("md5", "") for stage in lock.values() for item in stage.get(kind, [])}
 
 
 def check_scores(version: Version, lock: dict[str, Any], files: Path) -> None:

@@ -85,19 +85,20 @@ def origin(root: Path, plan: "Plan", params: Path) -> "Run":
     from tools.sweep.experiments import STAGE
     from tools.sweep.plan import apply
 
-    values = apply(params, {}).model_dump(mode="json", include={"whisper", "download", "featurize", "train"})
+    sections = {"whisper", "download", "featurize", "features", "train"}
+    values = apply(params, {}).model_dump(mode="json", include=sections)
     turned = plan.space.keys() | plan.overrides.keys()
     lock = root / LOCK
     stages = (YAML(typ="safe").load(lock) or {}).get("stages", {}) if lock.exists() else {}
-    outs = {out["path"]: out.get("md5") for entry in stages.values() for out in entry.get("outs", [])}
+    items = [item for kind in ("deps", "outs") for entry in stages.values() for item in entry.get(kind, [])]
+    hashes = {item["path"]: item.get("md5") for item in items}
     modules = reached_modules(f"stages.{STAGE}", BY_VALUE, root)
-    deps = YAML(typ="safe").load(root / "dvc.yaml")["stages"][STAGE]["deps"]
     return Run(
         {
             "space": plan.model_dump(mode="json")["space"],
             "overrides": dict(plan.overrides),
             "params": {key: value for key, value in flatten(values) if key not in turned},
-            "data": {path: outs[path] for path in deps if path.startswith("data/") and path in outs},
+            "data": {path: hashes[path] for path in values["features"].values() if path in hashes},
             "code": {key: file_digest(path) for key, path in modules.items()},
         }
     )

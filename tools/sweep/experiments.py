@@ -16,8 +16,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from stages.params import load_params
 from stages.params_file import yaml_text
 from stages.runtime.errors import UserError, one_line
+from stages.runtime.storage import is_remote
 from stages.training.pruning import VARIABLE, TrialSettings
 from stages.versioning.git import read_blobs, run_git
 from stages.versioning.revisions import LOCK, RECORD, commit_of
@@ -109,9 +111,9 @@ def check_ready(root: Path) -> None:
         commit_of(root, "HEAD")
     except UserError:
         raise UserError(f"{root.resolve()} has no commit yet: {RECORD}") from None
-    for dep in YAML(typ="safe").load(root / "dvc.yaml")["stages"][STAGE]["deps"]:
-        if not dep.endswith(".py") and not (root / dep).exists() and dep.startswith("data/"):
-            raise UserError(f"{dep} is missing: run `make features` first, or `dvc pull` where it was pushed")
+    for place in load_params(root / "params.yaml").features.model_dump().values():
+        if not is_remote(place) and not (root / place).exists():
+            raise UserError(f"{place} is missing: run `make features` first, or `dvc pull` where it was pushed")
 
 
 def run_experiment(

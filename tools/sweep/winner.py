@@ -21,13 +21,14 @@ from stages.asr.text import normalise
 from stages.params import load_params
 from stages.runtime.files import link_or_copy
 from stages.runtime.progress import ProgressBar, note
+from stages.runtime.storage import is_remote
 from stages.training.pruning import TrialSettings
 from stages.versioning.revisions import Revision, tracked_folder
 from tools.sweep.experiments import run_experiment, stale_results
 from tools.sweep.study import COMMIT, NAME, Sweep
 from tools.sweep.trials import ranking
 
-VALIDATION, TUNED, SEED = "data/features/validation", "models/tuned", "train.seed"
+TUNED, SEED = "models/tuned", "train.seed"
 SAMPLES = 10_000  # of the bootstrap
 
 
@@ -61,14 +62,16 @@ def validation_errors(root: Path, trial: FrozenTrial) -> tuple[np.ndarray, np.nd
     """Word edits and reference words, (n_clips,) int each, of a trial's model, which DVC's cache has."""
     from dvc.repo import Repo
 
-    shards = Shards(root / VALIDATION)
+    params = load_params(root / "params.yaml")
+    place = params.features.validation
+    shards = Shards(place if is_remote(place) else root / place)
     with Repo(str(root)) as repo, tempfile.TemporaryDirectory() as folder:
         for name, path in tracked_folder(
             repo, Revision(trial.user_attrs[NAME], trial.user_attrs[COMMIT]), TUNED
         ).items():
             link_or_copy(path, Path(folder, name))
         model = load_model(Path(folder), best_device())
-        size = load_params(root / "params.yaml").compute.decode_batch_size
+        size = params.compute.decode_batch_size
         heard = decode(
             model, shards, size, lambda batches, n: ProgressBar(batches, total=n, unit="batch", desc="decode")
         )
