@@ -15,7 +15,7 @@ REQUESTS = 16  # at once: what one answer waits for, others do not
 PATIENCE = 60  # seconds from which on a request that failed is not made again; s3fs makes each several times itself
 FIRST_WAIT = 0.5  # seconds; each wait is twice the one before
 LASTING = (FileNotFoundError, PermissionError, NotImplementedError, ValueError)  # no answer changes by waiting
-END_SHARE, LEAST_END = 128, 4096  # a zip's directory takes less of it than a 128th, where clips last a second
+END_SHARE, LEAST_END = 256, 4096  # a zip's directory takes less of it than a 256th, where clips last two seconds
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
@@ -29,10 +29,12 @@ class LocalFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.paths: dict[str, Path] = {}  # of the files that were listed: joining them anew takes as long as to open
 
     def names(self, suffix: str) -> list[str]:
         """The files that end so, sorted."""
-        return sorted(path.name for path in self.path.glob(f"*{suffix}"))
+        self.paths = {path.name: path for path in sorted(self.path.glob(f"*{suffix}"))}
+        return list(self.paths)
 
     def place(self, name: str) -> str:
         """A file as people see it."""
@@ -42,8 +44,8 @@ class LocalFolder:
         return (self.path / name).open("rb")
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        """So many bytes of a file, by one read."""
-        with (self.path / name).open("rb", buffering=0) as file:
+        """So many bytes of a file that was listed, by one read."""
+        with self.paths[name].open("rb", buffering=0) as file:
             file.seek(start)
             return file.read(size)
 
