@@ -15,6 +15,7 @@ from stages.asr.batches import BatchItem, ClipDataset
 from stages.asr.shards import Shards
 from stages.params import load_params
 from stages.runtime import storage
+from stages.runtime.command import report_error
 from stages.runtime.errors import UserError
 from stages.runtime.storage import RemoteFolder
 from stages.train import Paths, train
@@ -143,6 +144,16 @@ def test_processes_that_read_beside_training_have_clients_of_their_own(bucket, l
     for examples in read[1:]:
         for mine, theirs in zip(chain(*read[0]), chain(*examples), strict=True):
             assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_trouble_that_one_of_them_has_is_a_line(bucket, local, model, capsys):
+    clips = ClipDataset(Shards(URL), model, 448)
+    bucket.faults = ["403"]
+    with pytest.raises(UserError) as raised:
+        list(DataLoader(clips, batch_sampler=[[BatchItem((0,), 400, None)]], collate_fn=list, num_workers=1))
+    assert report_error(raised.value) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"Error: {URL} cannot be read: AccessDenied")
 
 
 def test_a_run_of_a_disk_is_the_same_run_of_a_bucket(bucket, local, tiny, tmp_path, capsys):

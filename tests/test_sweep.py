@@ -23,10 +23,10 @@ from stages.training.pruning import VARIABLE, PruningRule, TrialSettings, open_s
 from stages.training.run import Run
 from tests.support.material import ROOT, write_params
 from tests.support.process import PATIENCE
-from tests.support.repository import environment, run
+from tests.support.repository import commit, environment, run
 from tools.recipe import apply_values, recipe_values
 from tools.sweep.__main__ import propose
-from tools.sweep.experiments import Outcome, find_outcome, run_experiment, stale_results
+from tools.sweep.experiments import Outcome, check_ready, find_outcome, run_experiment, stale_results
 from tools.sweep.plan import Plan, find_plan, load_plan
 from tools.sweep.study import ALIVE, HOST, Assignment, Sweep, experiment_name
 
@@ -237,6 +237,17 @@ def test_a_pruned_training_ends_early_and_a_plain_one_goes_on_from_it_to_the_sam
 
 
 # Under DVC
+
+
+def test_what_train_reads_lies_here_or_in_a_bucket(tmp_path):
+    write_params(tmp_path / "params.yaml", {})
+    run(tmp_path, "git", "init", "-q")
+    commit(tmp_path)
+    with pytest.raises(UserError, match="data/features/train is missing: run `make features` first"):
+        check_ready(tmp_path)
+    places = {f"features.{split}": f"s3://lab/{split}" for split in ("train", "validation")}
+    write_params(tmp_path / "params.yaml", places)
+    check_ready(tmp_path)
 
 
 def test_a_pruned_trial_is_an_experiment_without_another_models_scores_and_repro_trains_it_to_its_end(

@@ -91,11 +91,12 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
     def __getitem__(self, item: BatchItem) -> dict[str, np.ndarray]:
         places, n_frames, epoch = item
         draw = random.Random(f"{self.variation.seed} {epoch} {places}")
-        mels = [self.mel(place, epoch) for place in places]
+        stored = [self.stored(place) for place in places]
+        mels = [self.changed(mel, place, epoch) for mel, place in zip(stored, places, strict=True)]
         starts = draw_starts([mel.shape[1] for mel in mels], n_frames, draw)
         labels = self.joined_labels(places)
         if epoch is not None and draw.random() < self.variation.stamped_share:
-            stamped = self.stamped_labels(item, starts)
+            stamped = self.stamped_labels(item, stored, starts)
             labels = stamped if len(stamped) <= self.max_tokens else labels
         prompt = np.empty(0, np.int64)
         if epoch is not None and draw.random() < self.variation.prompted_share:
@@ -119,9 +120,13 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
             return np.empty(0, np.int64)
         return np.array([self.previous, *self.following[draw.choice(others)][-most:]])
 
-    def mel(self, place: int, epoch: int | None) -> np.ndarray:
-        """A clip as an epoch has it: (n_mels, n_frames) float32."""
-        mel, change = self.shards.mel(self.numbers[place]), self.change(place, epoch)
+    def stored(self, place: int) -> np.ndarray:
+        """A clip as it lies in its shard: (n_mels, n_frames) float32."""
+        return self.shards.mel(self.numbers[place])
+
+    def changed(self, mel: np.ndarray, place: int, epoch: int | None) -> np.ndarray:
+        """The same as an epoch has it."""
+        change = self.change(place, epoch)
         if change is None:
             return mel
         return change.apply(mel, self.shards.mel(change.seed % len(self.shards)) if change.babble else None)
@@ -132,13 +137,13 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
         *begin, end = self.labels[first]
         return np.array([*begin, *(token for at in others for token in self.following[at]), end])
 
-    def stamped_labels(self, item: BatchItem, starts: list[int]) -> np.ndarray:
+    def stamped_labels(self, item: BatchItem, stored: list[np.ndarray], starts: list[int]) -> np.ndarray:
         """The same with timestamps where speech begins and ends in each clip, given the frames that they start at."""
         language, task, _, *first, end = self.labels[item.places[0]]
         texts: list[Iterable[int]] = [first, *(self.following[place] for place in item.places[1:])]
         labels = [language, task]
-        for place, start, text in zip(item.places, starts, texts, strict=True):
-            mel, change = self.shards.mel(self.numbers[place]), self.change(place, item.epoch)
+        for place, mel, start, text in zip(item.places, stored, starts, texts, strict=True):
+            change = self.change(place, item.epoch)
             spoken: Iterable[float] = speech_bounds(mel)
             if change:
                 spoken = [change.moved(bound, mel.shape[1]) for bound in spoken]

@@ -43,7 +43,8 @@ def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
 def report_error(error: BaseException) -> int:
     """Say in a line what a person can mend, and give its exit status; raises anything else again."""
     if isinstance(error, UserError):
-        return report(f"Error: {error}", 1)
+        message = str(error).rpartition(f"{UserError.__name__}: ")[2]  # a loader's process puts its traceback before
+        return report(f"Error: {message.strip()}", 1)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" for {error.filename}" if error.filename else ""
         return report(f"Error: no space is left on the disk{place}: free some and run the same command again", 1)
