@@ -83,7 +83,7 @@ def test_ctrl_c_ends_the_command_and_its_ranks_in_one_line_and_they_go_on(place)
 
 def test_another_number_of_ranks_is_another_run_and_says_so():
     settings, device = load_params(ROOT / "params.yaml").train, torch.device("cpu")
-    alone, two, three = (describe_run(settings, [], "0" * 64, "stages.train", device, count) for count in (1, 2, 3))
+    alone, two, three = (describe_run(settings, {}, "0" * 64, "stages.train", device, count) for count in (1, 2, 3))
     assert "ranks" not in alone.parts["machine"] and len({alone.name, two.name, three.name}) == 3
     assert two.differences(alone.parts) == {"machine": ["ranks: 2, was 1"]}
     assert alone.differences(two.parts) == {"machine": ["ranks: 1, was 2"]}

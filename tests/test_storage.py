@@ -43,6 +43,7 @@ def bucket(served, monkeypatch) -> Iterator[Bucket]:
     for name, value in served.environment.items():
         monkeypatch.setenv(name, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
+    storage.file_system.cache_clear()
     served.faults, served.asked = [], []
     served.sent.clear()
     return served

@@ -1,11 +1,12 @@
 """Folders whose files are read in parts: on a disk, or in object storage by URL."""
 
 import io
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -94,12 +95,10 @@ class RemoteFolder:
 
     def ask(self, request: Callable[[Any, str], Any]) -> Any:
         """The answer to a request, which is given a file system and the folder's path there."""
-        from fsspec.core import url_to_fs
-
         end, wait = time.monotonic() + PATIENCE, FIRST_WAIT
         while True:
-            try:  # fsspec keeps the file system, one for each process, for none outlives a fork
-                return request(*url_to_fs(self.url, use_listings_cache=False))
+            try:
+                return request(*file_system(self.url, os.getpid()))
             except ImportError as error:
                 extra = f"pip install 'dvc[{self.url.partition('://')[0]}]'"
                 raise UserError(f"{self.url} cannot be read: {one_line(error)}: {extra}") from None
@@ -109,6 +108,15 @@ class RemoteFolder:
                     raise UserError(f"{self.url} cannot be read: {explain(error)}") from None
                 time.sleep(wait)
                 wait *= 2
+
+
+@lru_cache
+def file_system(url: str, process: int) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path there; one for each process, for none outlives a fork."""
+    from fsspec.core import url_to_fs
+
+    found: tuple[Any, str] = url_to_fs(url, use_listings_cache=False)
+    return found
 
 
 Folder = LocalFolder | RemoteFolder
