@@ -592,9 +592,7 @@ def test_muons_steps_are_of_one_length_in_every_direction():
         made = left.mT @ orthogonalised(left @ torch.diag(values) @ right.mT) @ right
         lengths = made.diagonal(dim1=1, dim2=2)
         assert lengths.min() > 0.6 and lengths.max() < 1.3
-        assert (
-            made - torch.diag_embed(lengths)
-        ).abs().max() < 1e-3  # roundings of float32, grown by 3.4 a round
+        assert (made - torch.diag_embed(lengths)).abs().max() < 1e-3  # roundings of float32, grown by 3.4 a round
 
 
 def test_what_is_no_matrix_goes_by_adamw():
