@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -43,7 +43,9 @@ HEADLESS_OF_ONE = 32  # connections of one visitor that still owe it; browsers o
 BODY_SECONDS = 20.0  # for a whole body, and for each next piece of an upload
 SLOWEST = 20_000  # bytes a second that an upload has in the mean
 TOGETHER = 20_000_000  # and all those of other computers: hashing and writing them costs those who wait for text
-UPLOADS_OF_ONE = 4  # of one visitor at once; more of them wait
+UPLOADS_OF_ONE = 4  # of one visitor at once; more of them wait,
+WAITING_UPLOADS = 64  # no more than these: each holds memory for what has come of it
+FILES_OF_ONE = 1000  # of one visitor: all files are counted anew for each upload
 SHARE_OF_ONE = 4  # a visitor may hold a quarter of what is free: the more there are, the less each, and never all of it
 SPARE_BYTES = 200_000_000  # of the disk that uploads leave free
 LINGER_SECONDS = 5.0  # that a refused request is read on,
@@ -54,7 +56,7 @@ KEEP_SECONDS = 3600  # that a file stays, beyond what one transcription may take
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LOOPBACK_NETWORKS = ("127.0.0.0/8", "::1/128")  # where gradio's tunnel of --share ends
 FORWARDED = (b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-for", b"x-forwarded-port", b"forwarded")
-
+SLOW_UPLOAD = "The upload came too slowly: try again."
 
 Arrived = Callable[[int], None]
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ class UploadFolder:
     quota: int  # bytes
     keep: float  # seconds
     coming: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # bytes on their way, by visitor
-    owned: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    owned: dict[str, set[Path]] = field(default_factory=lambda: defaultdict(set))
 
     @contextlib.contextmanager
     def room(self, client: str, size: int) -> Iterator[Arrived]:
@@ -87,7 +89,8 @@ class UploadFolder:
         held = sum(map(file_size, self.owned[client])) + self.coming[client]
         coming = sum(self.coming.values())
         free = self.quota - self.used() - coming
-        if client not in OWN_COMPUTER and held and held + size > free // SHARE_OF_ONE:
+        many = len(self.owned[client]) >= FILES_OF_ONE or (held and held + size > free // SHARE_OF_ONE)
+        if client not in OWN_COMPUTER and many:
             raise RefusedError(429, "You have many files here already: try again in an hour.")
         if size > (free if client in OWN_COMPUTER else free // SHARE_OF_ONE):
             raise RefusedError(507, "The server holds as many files as it may: try again in some minutes.")
@@ -122,7 +125,7 @@ class UploadFolder:
                 elif age(path, now) > (PARTIAL_SECONDS if path.parent == self.path else self.keep):
                     path.unlink()
         for client in list(self.owned):
-            self.owned[client] = [path for path in self.owned[client] if path.exists()]
+            self.owned[client] = {path for path in self.owned[client] if path.exists()}
             if not self.owned[client]:
                 del self.owned[client]
 
@@ -241,7 +244,7 @@ class Guard:
     def __init__(self, app: ASGIApp, visitors: Visitors, folder: UploadFolder, max_upload: int):
         """max_upload: bytes of a file."""
         self.app, self.visitors, self.folder, self.max_upload = app, visitors, folder, max_upload
-        self.uploading: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(UPLOADS_OF_ONE))
+        self.uploading: dict[str, Uploading] = defaultdict(Uploading)
         self.pacing = Pacing()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -262,7 +265,8 @@ class Guard:
             elif scope["path"].rstrip("/") == UPLOAD_PATH:
                 await self.take_upload(scope, receive, answer)
             else:
-                await self.app(scope, replay(await read_body(receive), receive), answer)
+                body = {"type": "http.request", "body": await read_body(receive), "more_body": False}
+                await self.app(scope, replay(body, receive), answer)
         except RefusedError as error:
             refusal = error
         except ClientDisconnect:  # whoever went away needs no answer, and the log no traceback
@@ -284,10 +288,11 @@ class Guard:
                 413, f"A file may have {self.max_upload // 1_000_000} MB: send a shorter one, or as mp3."
             )
         boundary = headers.get("content-type", "").partition("boundary=")[2].strip('"; ').encode()
-        async with self.uploading[client]:
+        own = client in OWN_COMPUTER
+        async with self.turn(client):
+            piece = await first_piece(receive)
             with self.folder.room(client, int(size)) as arrived:
-                own = client in OWN_COMPUTER
-                upload = Upload(receive, send, int(size), boundary, arrived, None if own else self.pacing)
+                upload = Upload(replay(piece, receive), send, int(size), boundary, arrived, None if own else self.pacing)
                 self.pacing.uploads += not own
                 try:
                     await self.app(scope, upload.receive, upload.send)
@@ -302,7 +307,30 @@ class Guard:
                     raise RefusedError(507, "The server's disk is full: try again in some minutes.") from None
                 finally:
                     self.pacing.uploads -= not own
-                self.folder.owned[client] += upload.paths()
+                self.folder.owned[client] |= set(upload.paths())
+
+    @contextlib.asynccontextmanager
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """One of the few uploads that a visitor may have under way; raises RefusedError where too many wait for it."""
+        theirs = self.uploading[client]
+        if client not in OWN_COMPUTER and theirs.known >= UPLOADS_OF_ONE + WAITING_UPLOADS:
+            raise RefusedError(429, "You send many files at once: try again when they are here.")
+        theirs.known += 1
+        try:
+            async with theirs.turns:
+                yield
+        finally:
+            theirs.known -= 1
+            if not theirs.known:
+                del self.uploading[client]
+
+
+@dataclass
+class Uploading:
+    """The uploads of one visitor. known: those under way and those that wait."""
+
+    known: int = 0
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS_OF_ONE))
 
 
 @dataclass
@@ -335,7 +363,7 @@ class Upload:
             async with asyncio.timeout(min(BODY_SECONDS, max(self.deadline - time.monotonic(), 0))):
                 message = await self.read()
         except TimeoutError:
-            return self.refuse(RefusedError(408, "The upload came too slowly: try again."))
+            return self.refuse(RefusedError(408, SLOW_UPLOAD))
         if message["type"] == "http.request":
             body = message.get("body", b"")
             piece = self.tail + body
@@ -392,6 +420,21 @@ async def refuse(refusal: RefusedError, scope: Scope, receive: Receive, send: Se
     await send({"type": "http.response.body"})
 
 
+async def first_piece(receive: Receive) -> Message:
+    """The first piece of an upload that may have waited.
+
+    Raises RefusedError where it does not come, and ClientDisconnect where nobody is there any more.
+    """
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            message = await receive()
+    except TimeoutError:
+        raise RefusedError(408, SLOW_UPLOAD) from None
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message
+
+
 async def read_body(receive: Receive) -> bytes:
     """A request's whole body; raises RefusedError where it is long, deep or slow, and ClientDisconnect."""
     body, more = bytearray(), True
@@ -419,9 +462,9 @@ def bracket_depth(body: bytes) -> int:
     return int(np.cumsum(steps).max(initial=0))
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, to be read again, and then what follows it."""
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+def replay(message: Message, receive: Receive) -> Receive:
+    """A message that was read, to be read again, and then what follows it."""
+    messages = iter([message])
 
     async def again() -> Message:
         return next(messages, None) or await receive()

@@ -332,6 +332,9 @@ SWEDISH_ERRORS = {
     "The recording was saved; write {}: {} into {} yourself": "Inspelningen sparades; skriv själv in {}: {} i {}",
     # An upload.
     "You have many files here already: try again in an hour.": "Du har redan många filer här: försök igen om en timme.",
+    "You send many files at once: try again when they are here.": (
+        "Du skickar många filer på en gång: försök igen när de har kommit."
+    ),
     "The server holds as many files as it may: try again in some minutes.": (
         "Servern har så många filer som den får: försök igen om några minuter."
     ),

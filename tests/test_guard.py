@@ -88,9 +88,9 @@ def open_connection(demo: Demo, client: str = "127.0.0.1") -> socket.socket:
     return socket.create_connection((place.hostname, place.port), PATIENCE, source_address=(client, 0))
 
 
-def send_part(demo: Demo, head: str, body: bytes) -> socket.socket:
+def send_part(demo: Demo, head: str, body: bytes, client: str = "127.0.0.1") -> socket.socket:
     """Begin a request, and leave it there."""
-    place, connection = urlsplit(demo.url), open_connection(demo)
+    place, connection = urlsplit(demo.url), open_connection(demo, client)
     connection.sendall(f"{head}\r\nHost: {place.netloc}\r\n\r\n".encode() + body)
     return connection
 
@@ -257,7 +257,7 @@ def test_old_files_go_and_their_folders(tmp_path):
         path.parent.mkdir()
         path.write_bytes(b"x" * 10)
     folder = UploadFolder(tmp_path, 100, 3600)
-    folder.owned["9.9.9.9"] = [old]
+    folder.owned["9.9.9.9"] = {old}
     assert folder.used() == 20
     long_ago = time.time() - 3601
     for path in (old, old.parent):
@@ -281,6 +281,14 @@ def test_all_uploads_together_are_bounded(demo):
 def test_a_visitor_holds_no_more_than_a_quarter(demo):
     assert [upload(demo, bytes([number]) * 600_000, client=ELSEWHERE)[0] for number in range(3)] == [200, 429, 429]
     assert upload(demo, bytes(600_000))[0] == 200
+
+
+def test_a_visitor_has_no_more_files_than_can_be_counted(demo, monkeypatch):
+    monkeypatch.setattr(guard, "FILES_OF_ONE", 2)
+    client = "127.0.0.20"  # who has none yet
+    same = [upload(demo, b"RIFF", client=client)[0] for _ in range(3)]  # which is one file
+    others = [upload(demo, bytes([number]), client=client)[0] for number in range(2)]
+    assert same + others == [200, 200, 200, 200, 429]
 
 
 def test_many_visitors_together_leave_room_for_the_next(demo):
@@ -321,6 +329,19 @@ def test_uploads_left_half_sent_end_and_hold_up_nobody(demo, monkeypatch):
             assert connection.recv(4096).startswith(b"HTTP/1.1 408")
     with send_part(demo, f"POST {JOIN} HTTP/1.1\r\nContent-Length: 50", b"{") as connection:
         assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+def test_of_one_visitors_uploads_few_wait_and_none_for_whoever_went_away(demo, monkeypatch):
+    monkeypatch.setattr(guard, "WAITING_UPLOADS", 3)
+    body = form(bytes(1000))
+    head = f"POST {UPLOAD} HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}"
+    waiting = [send_part(demo, head, body[:500], ELSEWHERE) for _ in range(guard.UPLOADS_OF_ONE + 3)]
+    until(lambda: upload(demo, b"RIFF", client=ELSEWHERE)[0] == 429)
+    assert "many files at once" in upload(demo, b"RIFF", client=ELSEWHERE)[1]
+    assert upload(demo, b"RIFF", client="127.0.0.3")[0] == 200
+    for connection in waiting:
+        connection.close()
+    until(lambda: upload(demo, b"RIFF", client=ELSEWHERE)[0] == 200)
 
 
 # Requests that never begin
