@@ -292,7 +292,9 @@ class Guard:
         async with self.turn(client):
             piece = await first_piece(receive)
             with self.folder.room(client, int(size)) as arrived:
-                upload = Upload(replay(piece, receive), send, int(size), boundary, arrived, None if own else self.pacing)
+                upload = Upload(
+                    replay(piece, receive), send, int(size), boundary, arrived, None if own else self.pacing
+                )
                 self.pacing.uploads += not own
                 try:
                     await self.app(scope, upload.receive, upload.send)
