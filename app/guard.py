@@ -40,6 +40,7 @@ MAX_PARTS = 8  # of an upload; the page and gradio_client send one file each
 UPLOAD_PATH = "/gradio_api/upload"
 HEAD_SECONDS = 10.0  # for a request's head, from the connection's begin or from the first byte after another request
 HEADLESS_OF_ONE = 32  # connections of one visitor that still owe it; browsers open a few ahead of their requests
+HEADLESS_SECONDS = 1.0  # before they count: of heads that came while the server was busy none has been read yet
 BODY_SECONDS = 20.0  # for a whole body, and for each next piece of an upload
 SLOWEST = 20_000  # bytes a second that an upload has in the mean
 TOGETHER = 20_000_000  # and all those of other computers: hashing and writing them costs those who wait for text
@@ -486,6 +487,12 @@ class HeadLimit(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.wait()
+        self.loop.call_later(HEADLESS_SECONDS, self.make_room)
+
+    def make_room(self) -> None:
+        """End the oldest of this visitor's connections that wait, this one perhaps, where there are too many."""
+        if not self.waiting:
+            return
         theirs = [each for each in self.connections if isinstance(each, HeadLimit) and each.waits_for(self.client)]
         if len(theirs) > HEADLESS_OF_ONE:
             min(theirs, key=HeadLimit.deadline).end()

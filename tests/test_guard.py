@@ -382,15 +382,36 @@ def test_a_head_that_drips_in_ends(demo, monkeypatch):
 
 def test_of_many_connections_without_a_head_a_visitors_oldest_end(demo, monkeypatch):
     monkeypatch.setattr(guard, "HEADLESS_OF_ONE", 3)
+    monkeypatch.setattr(guard, "HEADLESS_SECONDS", 0.1)
     waiting = [open_connection(demo, ELSEWHERE) for _ in range(5)]
     assert [connection.recv(1) for connection in waiting[:2]] == [b"", b""]
     assert ask(demo, "/config", client=ELSEWHERE)[0] == ask(demo, "/config")[0] == 200
-    assert waiting[2].recv(1) == b""
-    for connection in waiting[3:]:
+    for connection in waiting[2:]:
         connection.sendall(f"GET /config HTTP/1.1\r\nHost: {urlsplit(demo.url).netloc}\r\n\r\n".encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
     for connection in waiting:
         connection.close()
+
+
+def test_heads_that_come_while_the_server_is_busy_are_read(demo, monkeypatch):
+    monkeypatch.setattr(guard, "HEADLESS_OF_ONE", 3)
+    busy, free, host_name = threading.Event(), threading.Event(), guard.host_name
+
+    def slow(host: str) -> str:
+        busy.set()
+        free.wait(PATIENCE)
+        return host_name(host)
+
+    monkeypatch.setattr(guard, "host_name", slow)
+    connections = []
+    for number in range(12):
+        connections.append(open_connection(demo, ELSEWHERE))
+        connections[-1].sendall(f"GET /robots.txt HTTP/1.1\r\nHost: {urlsplit(demo.url).netloc}\r\n\r\n".encode())
+        assert number or busy.wait(PATIENCE)
+    free.set()
+    for connection in connections:
+        with connection:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 # Turns
