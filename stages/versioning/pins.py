@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,6 +183,7 @@ def pinned_versions(root: Path, tags: list[tuple[str, str]]) -> list[Version]:
     return versions
 
 
+@lru_cache(maxsize=256)  # the demo asks for each recording, and reading YAML takes a tenth of a second
 def make_version(name: str, commit: str, scores: str | None, clips: str | None, params: str | None) -> Version:
     """A version from the texts of its scores, of the train features' counts and of params.yaml, if any."""
     measured = parse_mapping(scores, json.loads)
