@@ -3,7 +3,9 @@
 import re
 from dataclasses import replace
 
+import ctranslate2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -97,14 +99,13 @@ def check_texts(model: SpeechModel, recognise, bound: float) -> None:
 
 
 def test_ctranslate2_says_what_the_model_says(wide_window, tmp_path):
-    engine = pytest.importorskip("ctranslate2")
     write_ctranslate(wide_window, tmp_path / "converted", "float32")
-    converted = engine.models.Whisper(str(tmp_path / "converted"), device="cpu")
+    converted = ctranslate2.models.Whisper(str(tmp_path / "converted"), device="cpu")
     assert converted.is_multilingual and converted.num_languages == 100
     wide = in_whisper_shape(wide_window)
 
     def recognise(samples: np.ndarray) -> str:
-        window = engine.StorageView.from_array(np.ascontiguousarray(features(samples)))
+        window = ctranslate2.StorageView.from_array(np.ascontiguousarray(features(samples)))
         (result,) = converted.generate(window, [prompt_tokens(wide)], beam_size=1)
         return wide.tokenizer.decode(result.sequences_ids[0])
 
@@ -112,23 +113,19 @@ def test_ctranslate2_says_what_the_model_says(wide_window, tmp_path):
 
 
 def test_faster_whisper_says_what_the_model_says(wide_window, tmp_path):
-    pytest.importorskip("faster_whisper", reason="faster-whisper, of the extra convert, is not installed")
     write_ctranslate(wide_window, tmp_path / "converted", "float32")
     check_texts(wide_window, faster_whisper_recogniser(tmp_path / "converted", "sv", "transcribe"), 0.05)
 
 
 def test_whisper_cpp_says_what_the_model_says(wide_window, tmp_path):
-    pytest.importorskip("pywhispercpp")
     write_ggml(wide_window, tmp_path)
     check_texts(wide_window, whisper_cpp_recogniser(tmp_path, "sv", "transcribe"), 0.1)
 
 
 def test_onnx_says_what_the_model_says(wide_window, tmp_path):
-    pytest.importorskip("onnx", reason="onnx, of the extra convert, is not installed")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime, of the extra convert, is not installed")
     write_onnx(wide_window, tmp_path / "converted")
     check_texts(wide_window, onnx_recogniser(tmp_path / "converted", "sv", "transcribe"), 0.01)
-    decoder = runtime.InferenceSession(tmp_path / "converted" / DECODER)
+    decoder = onnxruntime.InferenceSession(tmp_path / "converted" / DECODER)
     names = {part.name for part in decoder.get_inputs()}  # by which transformers.js calls it
     assert {"input_ids", "encoder_hidden_states", "use_cache_branch", "past_key_values.0.encoder.value"} <= names
 
@@ -159,7 +156,6 @@ def convert(wide_window, tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_converts_and_measures(convert, tmp_path):
-    pytest.importorskip("pywhispercpp")
     write_raw(tmp_path / "raw", {f"clip-{number}": samples for number, samples in enumerate(SOUNDS)})
     printed = convert("ggml", "--raw", "raw", "--clips", "2")
     assert "build/convert/ggml: tuned for whisper.cpp, float16, " in printed

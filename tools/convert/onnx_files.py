@@ -22,6 +22,19 @@ BRANCH = "use_cache_branch"
 MAX_BYTES = 2_000_000_000
 
 
+class Encoder(nn.Module):
+    """The encoder as a function of the features alone: the exporter hands on a method's defaults as inputs too."""
+
+    def __init__(self, whisper: WhisperForConditionalGeneration):
+        super().__init__()
+        self.encoder = whisper.model.encoder
+
+    def forward(self, mels: torch.Tensor) -> torch.Tensor:
+        """(batch, n_mels, n_frames) -> (batch, positions, d_model)."""
+        states: torch.Tensor = self.encoder(mels).last_hidden_state
+        return states
+
+
 class CachedDecoder(nn.Module):
     """Whisper's decoder as a function of tokens, the encoder's states and the caches of each layer, as CACHES lists.
 
@@ -88,7 +101,7 @@ def write_onnx(model: SpeechModel, folder: Path, precision: str = "float32") -> 
     whisper = model.whisper
     config = whisper.config
     mels = torch.zeros(1, config.num_mel_bins, model.window)
-    export(whisper.model.encoder, (mels,), folder / ENCODER, ["input_features"], ["last_hidden_state"], {})
+    export(Encoder(whisper), (mels,), folder / ENCODER, ["input_features"], ["last_hidden_state"], {})
     names = [f"{number}.{cache}" for number in range(config.decoder_layers) for cache in CACHES]
     inputs = ["input_ids", "encoder_hidden_states", *(f"past_key_values.{name}" for name in names)]
     outputs = ["logits", *(f"present.{name}" for name in names)]
