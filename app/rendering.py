@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from app.comparison import Pieces, mark_differences
 from app.models import Models
-from app.texts import format_decimal, format_time, translate, translate_error
+from app.texts import format_data, format_decimal, format_time, translate, translate_error
 from app.transcriber import TranscriptionProgress
 from stages.asr.segments import Segment, Word
 from stages.versioning.pins import Version
@@ -37,7 +37,7 @@ def version_details(version: Version, language: str) -> str:
     if version.untrained:
         parts.append(translate(language, "untrained"))
     elif version.data:
-        parts.append(translate(language, "trained_on", data=version.data))
+        parts.append(translate(language, "trained_on", data=format_data(language, version.data)))
     if version.commit:
         parts.append(translate(language, "commit", commit=version.commit[:7]))
     return " · ".join(parts)

@@ -406,6 +406,14 @@ def format_decimal(language: str, value: float) -> str:
     return text.replace(".", ",") if language == "sv" else text
 
 
+def format_data(language: str, data: str) -> str:
+    """What a model was trained on, ``synthetic, 3,000 clips``, in a language."""
+    if language != "sv":
+        return data
+    data = re.sub(r"^synthetic\b", "syntetiskt tal", data)
+    return re.sub(r"([\d,]+) clips$", lambda found: found[1].replace(",", "\xa0") + " klipp", data)
+
+
 def format_time(seconds: float) -> str:
     """Seconds as people read them: 0:07, 12:30, 1:02:03."""
     minutes, seconds = divmod(int(seconds), 60)

@@ -400,6 +400,7 @@ def test_each_language_has_its_page(visit, tmp_path):
         expect(page.locator("#notice")).to_contain_text(notice)
         assert "viska_" not in page.locator("body").inner_text()
     expect(swedish.get_by_label("Modell", exact=True)).to_have_value("tuned · ordfel 12,3 %")
+    expect(swedish.get_by_text("tränad på syntetiskt tal, 3\xa0000 klipp")).to_be_visible()
     swedish.locator("#transcribe-speak").click()
     expect(swedish.get_by_test_id("toast-body")).to_contain_text("Det finns ingen inspelning än")
     swedish.get_by_test_id("toast-close").click()
