@@ -16,7 +16,7 @@ from stages.corpora import folder
 from stages.download import download
 from stages.evaluate import Results, evaluate
 from stages.featurize import featurize
-from stages.params import load_params
+from stages.params import TrainSource, load_params
 from stages.params_file import flatten
 from stages.pretrained import pretrained
 from stages.runtime.errors import UserError
@@ -26,7 +26,7 @@ from tests.support.material import ROOT
 from tests.support.process import call
 from tests.support.release import plain, row
 from tests.support.tones import record, write_table
-from tools.estimate import Held, empty_model, expected_clips, find_data, model_shape, model_size, training_memory
+from tools.estimate import Held, empty_model, expected_clips, find_data, model_shape, model_size, taken, training_memory
 from tools.recipe import apply_values, main, recipe_names, recipe_purpose, recipe_values
 
 RECIPES = ROOT / "recipes"
@@ -297,6 +297,18 @@ def test_a_data_set_of_the_hub_counts_as_far_as_it_is_limited(params):
     values = load_params(params)
     assert find_data(values).text == "google/fleurs of the Hugging Face Hub, which `download` fetches"
     assert expected_clips(values, find_data(values)) == ({"train": 20}, "limits of params.yaml")
+
+
+def test_of_several_corpora_what_each_gives_is_counted(params):
+    known = {"train": 3000, "validation": 150, "test": 400}
+    assert taken(known, None) == known
+    assert taken(known, TrainSource(corpus="synthetic", limit=1000, share=0.25)) == known | {"train": 250}
+    assert taken(known, TrainSource(corpus="hub", train_only=True)) == {"train": 3000, "validation": 0, "test": 0}
+    assert taken({}, TrainSource(corpus="hub", limit=20)) == {"train": 20}
+    assert taken({}, TrainSource(corpus="hub", share=0.5)) == {}
+    corpora = "{ours: {corpus: synthetic, limit: 70}, more: {corpus: synthetic, train_only: true, share: 0.5}}"
+    result = tool("check", "default", "--params", params, *QUICK, "--set", f"download.corpora={corpora}")
+    assert "1,570 train, 150 validation, 400 test (params.yaml)" in result.stdout
 
 
 def test_a_release_that_is_to_be_fetched_lacks_its_key_alone(params, data, monkeypatch):

@@ -37,7 +37,7 @@ from stages.corpora.common_voice import find_archive, table_name
 from stages.corpora.data_collective import find_release, read_key
 from stages.corpora.local import locate
 from stages.corpora.selection import read_lines
-from stages.params import Params, Train
+from stages.params import Params, Train, TrainSource
 from stages.pretrained import END_TOKEN, from_scratch, make_generation_config, set_language, train_tokenizer
 from stages.runtime.errors import UserError
 from stages.runtime.progress import note
@@ -93,7 +93,8 @@ def find_needs(values: Params) -> Iterator[Finding]:
         part = values.model_copy(update={"download": download})
         found = find_data(part)
         yield Finding("data", f"{name}: {found.text}" if name else found.text, found.lack)
-        parts.append((download.corpus, *expected_clips(part, found)))
+        clips, basis = expected_clips(part, found)
+        parts.append((download.corpus, taken(clips, values.download.corpora.get(name)), basis))
     for name, probe in sorted(values.download.probes.items()):
         found = find_data(values.model_copy(update={"download": values.download.alone(probe)}))
         yield Finding("data", f"probe {name}: {found.text}", found.lack)
@@ -188,6 +189,15 @@ def expected_clips(values: Params, data: Finding) -> tuple[dict[str, int], str]:
         if (found := min(filter(None, [rows, section.limit]), default=None)) is not None:
             clips[split] = found
     return clips, basis if tables else "limits of params.yaml"
+
+
+def taken(clips: dict[str, int], source: TrainSource | None) -> dict[str, int]:
+    """What a source's limit, its share and train_only leave of its corpus's clips."""
+    if not source:
+        return clips
+    counts = [count for count in (clips.get("train"), source.limit) if count is not None]
+    train = {"train": max(1, round((source.share or 1) * min(counts)))} if counts else {}
+    return clips | train | ({"validation": 0, "test": 0} if source.train_only else {})
 
 
 def count_rows(values: Params, path: Path) -> dict[str, int]:
