@@ -1,12 +1,14 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from stages.__main__ import SHARING, share_cores
 from stages.runtime.command import report_error
-from tests.support.material import speech, write_raw
+from tests.support.material import ROOT, speech, write_raw
 from tests.support.process import Stage
 from tests.support.training import wait_for
 
@@ -60,6 +62,22 @@ def test_a_stop_of_a_pool_is_told_in_one_line(settings, tmp_path, stop, status, 
         stop(stage)
         assert stage.finish() == (status, [line])
     assert not (tmp_path / "d.json").exists()
+
+
+def test_what_a_stop_leaves_half_done_is_not_told():
+    lines = [
+        "import signal",
+        "from stages.runtime.command import run",
+        "class Half:",
+        "    def __del__(self):",
+        "        raise ValueError('is still being written')",
+        "def load():",
+        "    half = Half()",
+        "    signal.raise_signal(signal.SIGINT)",
+        "run(load, [])",
+    ]
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "stopped by Ctrl-C\n")
 
 
 def test_the_users_mistake_is_told_in_one_line(settings, tmp_path):
