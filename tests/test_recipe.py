@@ -103,8 +103,8 @@ def test_default_has_every_value_that_a_stage_lists_and_no_recipe_has_others(par
 
 def test_the_recipes_that_the_readme_names():
     assert [
-        *("default", "digits", "fleurs-sv", "kb-whisper-small", "lab-18k", "lab-2500", "lab-search"),
-        *("swedish-small", "swedish-turbo"),
+        *("default", "digits", "fleurs-sv", "kb-whisper-small", "lab-18k", "lab-2500", "lab-search", "nst"),
+        *("rixvox", "swedish-small", "swedish-turbo"),
     ] == NAMES
     printed = tool("list").stdout.splitlines()
     assert [line.split()[0] for line in printed] == NAMES
