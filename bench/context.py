@@ -3,8 +3,9 @@
 That is the case of OpenAI's models. A base is first trained from scratch on full windows, with another seed's changes
 to the clips; then it is fine-tuned on full windows, on full windows most of which several clips fill, and at the clips'
 own length with margins of silence after them, each with several seeds. Each result is read at the context that it was
-trained for and on the full window; the difference to full windows is paired by clip over all seeds. Wants the features
-of a `make repro`, of whatever recipe is set.
+trained for and on the full window; the difference to the first way is paired by clip over all seeds. A step at the
+clips' own length takes whisper-small a fraction of the time (`bench.train`): ``--steps 500 1800`` gives it as much.
+Wants the features of a `make repro`, of whatever recipe is set.
 """
 
 import tempfile
@@ -26,6 +27,13 @@ from stages.runtime.files import write_json
 
 BATCH = 32
 MARGINS = (0.0, 0.5, 1.0)  # seconds
+WAYS: dict[str, dict[str, object]] = {
+    "full": {"context": "full", "filled_window_share": 0.0},
+    "full, filled": {"context": "full", "filled_window_share": 0.9},
+    **{f"clip + {margin:g} s": {"context": "clip", "margin_seconds": margin} for margin in MARGINS},
+    "clip, few full": {"context": "clip", "full_context_share": 0.05},
+}
+RATE = 3e-4  # of fine-tuning
 SAMPLES, SEED = 2000, 1  # of the bootstrap
 
 
@@ -33,30 +41,34 @@ SAMPLES, SEED = 2000, 1  # of the bootstrap
 @click.option("--features", type=click.Path(path_type=Path), default="data/features")
 @click.option("--recipe", type=click.Path(path_type=Path), default="params.yaml", help="A whole params.yaml.")
 @click.option("--base-steps", default=1000, show_default=True)
-@click.option("--steps", default=300, show_default=True, help="Of fine-tuning.")
-@click.option("--rate", default=3e-4, show_default=True, help="Of fine-tuning.")
+@click.option("--steps", type=(int, int), default=(300, 300), help="Of fine-tuning: on full windows; on others.")
 @click.option("--seeds", default=3, show_default=True)
+@click.option("--ways", multiple=True, type=click.Choice(list(WAYS)), default=list(WAYS), help="Against the first.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to keep the edits by clip in.")
-def main(features: Path, recipe: Path, base_steps: int, steps: int, rate: float, seeds: int, out: Path | None) -> None:
+def main(
+    features: Path,
+    recipe: Path,
+    base_steps: int,
+    steps: tuple[int, int],
+    seeds: int,
+    ways: tuple[str, ...],
+    out: Path | None,
+) -> None:
     """Fine-tune one base at several contexts, and compare."""
-    ways = {
-        "full": {"context": "full", "filled_window_share": 0.0},
-        "full, filled": {"context": "full", "filled_window_share": 0.9},
-        **{f"clip + {margin:g} s": {"context": "clip", "margin_seconds": margin} for margin in MARGINS},
-    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         base = train_base(folder, recipe, features, base_steps)
         found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {way: [] for way in ways}
         for seed in range(1, seeds + 1):
-            for way, values in ways.items():
-                settings = schedule(steps) | values | {"seed": seed, "learning_rate": rate}
+            for way in ways:
+                n_steps = steps[WAYS[way]["context"] == "clip"]
+                settings = schedule(n_steps) | WAYS[way] | {"seed": seed, "learning_rate": RATE}
                 place = folder / f"{way}-{seed}"
                 tune(place, recipe, settings, features, base)
                 found[way].append(read(place / "tuned", features / "test"))
                 own, full = (100 * edits.sum() / words(features / "test").sum() for edits in found[way][-1])
                 click.echo(f"{way}, seed {seed}: {own:.2f} %, on the full window {full:.2f} %", err=True)
-    compare(found, "full", words(features / "test"))
+    compare(found, ways[0], words(features / "test"))
     if out:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "edits.json", {way: [run[0].tolist() for run in runs] for way, runs in found.items()})

@@ -4,7 +4,7 @@ Random weights in one of OpenAI's shapes, and noise as long as Common Voice's cl
 30 s, in batches of 2, 16 of which make a step, with gradient checkpointing; the Trainer's example has batches of 16
 without. Of each way batches forwards and back are timed, and the optimizer by itself, of which each clip bears its part
 of a step of 32. A CPU takes small batches: there, time goes with clips. Full windows are timed with a clip each; where
-the recipe fills some with several, their time is taken to go with the windows, which are counted.
+some are filled with several, their time is taken to go with the windows, which are counted.
 """
 
 import tempfile
@@ -30,7 +30,8 @@ from tools.estimate import PIECES, SHAPES, NoCheckpoints, Stopwatch, make_model,
 from tools.recipe import recipe_values
 
 SHORTEST, LONGEST, MEAN = 2.0, 10.0, 4.5  # seconds of Common Voice's clips
-SHARES = (0.1, 0.05, 0.02)  # of full windows
+SHARES = (0.02, 0.05, 0.1)  # of steps on full windows; the default's is the last
+FILLED = (0.5, 1.0)  # of those, the ones whose windows several clips share; the default's is the last
 STEP = 32  # clips of an optimizer step, in every way
 EPOCHS = 100  # whose windows are counted
 
@@ -50,14 +51,17 @@ def main(size: str, device: str) -> None:
         }
         own = trained_here(values, model, shards, "clip", many, len(shards))
         full = trained_here(values, model, shards, "full", few, 2 * few)
-        filled = full * windows_a_clip(values, model, shards, many)
+        windows = {filled: windows_a_clip(values, model, shards, many, filled) for filled in FILLED}
     found["on full windows, a clip each"] = full
-    found[f"{values.train.filled_window_share:.0%} of their steps filled, as recipes train"] = filled
-    found |= {f"at the clips' length, {share:.0%} such windows": (1 - share) * own + share * filled for share in SHARES}
+    for filled, each in windows.items():
+        name = f"{filled:.0%} of their steps filled"
+        found[f"{name}, {each:.2f} windows a clip"] = full * each
+        for share in SHARES:
+            found[f"own lengths, {share:.0%} full windows, {name}"] = (1 - share) * own + share * full * each
     baseline = next(iter(found.values()))
     click.echo(f"whisper-{size}'s shape on {place.type}, {values.train.precision}")
     for name, seconds in found.items():
-        click.echo(f"{name:<56} {1 / seconds:7.3f} clips/s, {baseline / seconds:.1f}x")
+        click.echo(f"{name:<58} {1 / seconds:7.3f} clips/s, {baseline / seconds:.1f}x")
 
 
 @contextmanager
@@ -130,10 +134,10 @@ def padded(values: Params, model: SpeechModel, shards: Shards, batch: int, check
     return clock.seconds / batch + clock.optimizer / STEP
 
 
-def windows_a_clip(values: Params, model: SpeechModel, shards: Shards, batch: int) -> float:
-    """How many windows a clip costs in steps on full windows, where the recipe has several clips share some."""
+def windows_a_clip(values: Params, model: SpeechModel, shards: Shards, batch: int, filled: float) -> float:
+    """How many windows a clip costs in steps on full windows, where several clips share those of a share of steps."""
     clips = ClipDataset(shards, model, values.train.max_label_tokens)
-    batching = Batching(batch, model.window, full_share=1.0, filled_share=values.train.filled_window_share)
+    batching = Batching(batch, model.window, full_share=1.0, filled_share=filled)
     sampler = LengthBucketSampler(clips, batching, values.train.seed)
     windows = 0
     for epoch in range(EPOCHS):
