@@ -2,10 +2,10 @@
 
 That is the case of OpenAI's models. A base is first trained from scratch on full windows, with another seed's changes
 to the clips; then it is fine-tuned on full windows, on full windows most of which several clips fill, and at the clips'
-own length with margins of silence after them, each with several seeds. Each result is read at the context that it was
-trained for and on the full window; the difference to the first way is paired by clip over all seeds. A step at the
-clips' own length takes whisper-small a fraction of the time (`bench.train`): ``--steps 500 1800`` gives it as much.
-Wants the features of a `make repro`, of whatever recipe is set.
+own length with margins of silence after them or with fewer full windows between, each with several seeds. Each result
+is read at the context that it was trained for and on the full window; the difference to the first way is paired by clip
+over all seeds. A step at the clips' own length takes whisper-small a fraction of the time (`bench.train`): ``--steps
+400 1600`` gives it as much. Wants the features of a `make repro`, of whatever recipe is set.
 """
 
 import tempfile
