@@ -3,8 +3,12 @@
 import os
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from stages.runtime.command import run
+
+if TYPE_CHECKING:
+    from click import Command
 
 STAGES = ("download", "featurize", "pretrained", "train", "evaluate")
 
@@ -19,9 +23,21 @@ def share_cores() -> None:
         os.environ.setdefault(name, value)
 
 
+def load(stage: str) -> "Command":
+    """A stage's command, imported without bitsandbytes.
+
+    peft, which transformers' trainer imports, would import it where it is installed: seconds, for layers in 8 bits that
+    no model here has. The optimizer in 8 bits imports it when it is made.
+    """
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    command: Command = import_module(f"stages.{stage}").main
+    del sys.modules["bitsandbytes"]
+    return command
+
+
 if __name__ == "__main__":
     share_cores()
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in STAGES:
         sys.exit(f"usage: python -m stages {{{','.join(STAGES)}}} …")
-    run(lambda: import_module(f"stages.{name}").main, sys.argv[2:])
+    run(lambda: load(name), sys.argv[2:])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
 from stages.__main__ import SHARING, share_cores
 from stages.runtime.command import report_error
@@ -131,6 +132,25 @@ def test_a_lack_of_permission_is_one_line(capsys):
     assert capsys.readouterr().err.splitlines() == [
         "Error: recordings/a.wav: permission denied: let this user read and write it (chmod, chown)"
     ]
+
+
+def test_what_libraries_make_of_a_full_disk_and_a_read_only_one_is_one_line(capsys):
+    assert report_error(SafetensorError("Error while serializing: I/O error: No space left (os error 28)")) == 1
+    assert report_error(OSError(errno.EROFS, "Read-only file system", "models/tuned")) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "Error: no space is left on the disk: free some and run the same command again",
+        "Error: models/tuned: its file system is read-only: work in a folder that can be written",
+    ]
+
+
+def test_training_is_imported_without_a_library_that_an_optimizer_alone_wants():
+    """In a process of its own, for here it may have been imported before."""
+    pytest.importorskip("bitsandbytes")
+    program = (
+        "import gc, sys; from stages.__main__ import load; from transformers.utils import is_bitsandbytes_available;"
+        'load("train"); assert "bitsandbytes" not in sys.modules and is_bitsandbytes_available()'
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_a_stage_shares_the_cores_unless_the_user_says_otherwise(monkeypatch):

@@ -1,13 +1,14 @@
 """The command line around a stage or a tool: how it stops, and how it says what went wrong."""
 
 import errno
+import gc
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, is_full
 
 if TYPE_CHECKING:
     from click import Command
@@ -46,11 +47,14 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, UserError):
         message = str(error).rpartition(f"{UserError.__name__}: ")[2]  # a loader's process puts its traceback before
         return report(f"Error: {message.strip()}", 1)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" for {error.filename}" if error.filename else ""
+    name = getattr(error, "filename", None)
+    if is_full(error):
+        place = f" for {name}" if name else ""
         return report(f"Error: no space is left on the disk{place}: free some and run the same command again", 1)
     if isinstance(error, PermissionError):
-        return report(f"Error: {error.filename}: permission denied: let this user read and write it (chmod, chown)", 1)
+        return report(f"Error: {name}: permission denied: let this user read and write it (chmod, chown)", 1)
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return report(f"Error: {name}: its file system is read-only: work in a folder that can be written", 1)
     raise error
 
 
@@ -62,8 +66,14 @@ def invoke(load: "Callable[[], Command]", arguments: list[str]) -> int:
     """The status of a click command, which explains wrong options itself."""
     import click  # only here, where a signal is already heard
 
+    gc.disable()
     try:
-        status: int = load().main(arguments, standalone_mode=False) or 0
+        command = load()
+    finally:
+        gc.enable()
+    gc.freeze()  # torch and transformers make a million objects that stay: looking for garbage among them takes seconds
+    try:
+        status: int = command.main(arguments, standalone_mode=False) or 0
         return status
     except click.ClickException as error:
         error.show()

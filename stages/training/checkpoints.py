@@ -9,7 +9,6 @@ Below a store, a git-ignored folder that is no out of any stage, each run has a 
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -20,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, is_full
 from stages.runtime.files import file_digest, write_json
 from stages.runtime.progress import note
 from stages.training.run import Parts, short_name
@@ -255,13 +254,6 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def is_full(error: Exception) -> bool:
-    """Whether a disk or a quota is used up; libraries wrap the system's error in their own."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
-        sign in str(error) for sign in ("No space left", "os error 28", "quota exceeded", "file write failed")
-    )
 
 
 def damage(folder: Path) -> str | None:
