@@ -104,6 +104,7 @@ def predict(values: Any, model: SpeechModel, shards: Shards, clips: list[int]) -
             report_to="none",
             disable_tqdm=True,
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # as bench.train has it
         trainer = Seq2SeqTrainer(whisper, arguments, data_collator=collate)
         for start in range(0, len(clips), BATCH):
             places = clips[start : start + BATCH]

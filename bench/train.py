@@ -7,6 +7,7 @@ of a step of 32. A CPU takes small batches: there, time goes with clips. Full wi
 some are filled with several, their time is taken to go with the windows, which are counted.
 """
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,9 +128,13 @@ def padded(values: Params, model: SpeechModel, shards: Shards, batch: int, check
             report_to="none",
             disable_tqdm=True,
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # else two GPUs share a batch without mixed precision
         whisper: Any = model.whisper
         trainer = Seq2SeqTrainer(whisper, arguments, data_collator=collate, train_dataset=clips, callbacks=[clock])
-        trainer.train()
+        try:
+            trainer.train()
+        except torch.OutOfMemoryError:
+            return math.inf
         whisper.gradient_checkpointing_disable()
     return clock.seconds / batch + clock.optimizer / STEP
 
@@ -161,6 +166,7 @@ def trained_here(values: Params, model: SpeechModel, shards: Shards, context: st
         trainer = SpeechTrainer(model, clips, clips, settings, values.compute, manager, Path(folder))
         trainer.add_callback(clock)
         trainer.partial = Path(folder)
+        trainer.untried = False  # the largest batches' trial is no training
         trainer.evaluate = lambda *_, **__: {}  # validation is bench.evaluate's
         trainer.run(None)
     return clock.seconds / n_clips + clock.optimizer / STEP

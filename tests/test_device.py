@@ -54,6 +54,11 @@ def test_memory_that_runs_out_is_one_line_with_the_remedy():
         torch.empty(1 << 50)
 
 
+def test_a_gpu_without_an_error_of_its_own_is_understood():
+    with pytest.raises(UserError, match="the memory of the GPU ran out: wait"), explain_out_of_memory("wait"):
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)")
+
+
 def test_any_other_error_stays_what_it_is():
     with pytest.raises(RuntimeError, match="shape"), explain_out_of_memory("lower x"):
         torch.ones(2).reshape(3)

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -496,6 +497,19 @@ def test_a_resumed_run_ends_in_the_same_weights(trainer, overrides):
         assert all(torch.equal(value, theirs.weights[name]) for name, value in mine.weights.items())
 
 
+def test_a_random_generator_that_transformers_passes_over_is_kept(trainer, monkeypatch, tmp_path):
+    """As that of Apple's GPUs, for which one of the processor's stands in."""
+    generator = torch.Generator()
+    theirs = SimpleNamespace(get_rng_state=generator.get_state, set_rng_state=generator.set_state)
+    monkeypatch.setattr("stages.training.trainer.PASSED_OVER", ("cpu",))
+    monkeypatch.setattr(torch, "get_device_module", lambda _: theirs)
+    run = trainer()
+    (tmp_path / "rng_state.pth").write_bytes(run.random_state())
+    drawn = torch.rand(3, generator=generator)
+    run._load_rng_state(str(tmp_path))
+    assert torch.equal(torch.rand(3, generator=generator), drawn)
+
+
 LORA = {"lora__rank": 4, "lora__targets": ["q_proj", "v_proj", "fc1"]}
 
 
@@ -593,6 +607,21 @@ def test_muons_steps_are_of_one_length_in_every_direction():
         lengths = made.diagonal(dim1=1, dim2=2)
         assert lengths.min() > 0.6 and lengths.max() < 1.3
         assert (made - torch.diag_embed(lengths)).abs().max() < 1e-3  # roundings of float32, grown by 3.4 a round
+
+
+def test_muon_takes_as_many_matrices_at_once_as_memory_has_room_for(monkeypatch):
+    draw = torch.Generator().manual_seed(1)
+    start, slope = torch.randn(2, 5, 6, 4, generator=draw)
+    moved = []
+    for at_once in (2**24, 50, 1):  # all, two, each by itself
+        monkeypatch.setattr("stages.training.muon.AT_ONCE", at_once)
+        matrices = [nn.Parameter(each.clone()) for each in start]
+        for each, gradient in zip(matrices, slope, strict=True):
+            each.grad = gradient.clone()
+        Muon([{"params": matrices, "matrices": True}], lr=0.1).step()
+        moved.append(torch.stack([each.detach() for each in matrices]))
+    for others in moved[1:]:
+        assert torch.allclose(others, moved[0], atol=1e-5)  # roundings of float32, grown by 3.4 in each of five rounds
 
 
 def test_what_is_no_matrix_goes_by_adamw():

@@ -41,6 +41,7 @@ def explain_out_of_memory(remedy: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         on_cpu = "DefaultCPUAllocator" in str(error)  # torch has no type of its own for it
-        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)  # so says MPS, untyped
+        if not on_cpu and not on_gpu:
             raise
         raise UserError(f"the memory of {'this machine' if on_cpu else 'the GPU'} ran out: {remedy}") from None

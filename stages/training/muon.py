@@ -18,6 +18,7 @@ QUINTIC = 3.4445, -4.7750, 2.0315  # Jordan's: takes all singular values near 1 
 ROUNDS = 5
 ADAMW_RMS = 0.2  # of AdamW's usual updates, in learning rates (Liu et al.)
 EPSILON = 1e-8
+AT_ONCE = 2**24  # weights that are made orthogonal together, of which there are then eight copies
 
 
 class Muon(torch.optim.Optimizer):
@@ -55,15 +56,21 @@ class Muon(torch.optim.Optimizer):
         for each in weights:
             alike[each.shape].append(each)
         for shape, matrices in alike.items():
-            wanted = []
-            for each in matrices:
-                assert each.grad is not None
-                mean = self.state[each].setdefault("mean", torch.zeros_like(each))
-                mean.lerp_(each.grad, 1 - group["momentum"])
-                wanted.append(each.grad.lerp(mean, group["momentum"]))
-            length = group["lr"] * ADAMW_RMS * math.sqrt(max(shape))
-            for each, update in zip(matrices, orthogonalised(torch.stack(wanted)), strict=True):
-                each.add_(update, alpha=-length)
+            most = max(1, AT_ONCE // shape.numel())
+            for start in range(0, len(matrices), most):
+                self.move_alike(matrices[start : start + most], group)
+
+    def move_alike(self, matrices: list[torch.Tensor], group: dict[str, Any]) -> None:
+        """The step of matrices of one shape."""
+        wanted = []
+        for each in matrices:
+            assert each.grad is not None
+            mean = self.state[each].setdefault("mean", torch.zeros_like(each))
+            mean.lerp_(each.grad, 1 - group["momentum"])
+            wanted.append(each.grad.lerp(mean, group["momentum"]))
+        length = group["lr"] * ADAMW_RMS * math.sqrt(max(matrices[0].shape))
+        for each, update in zip(matrices, orthogonalised(torch.stack(wanted)), strict=True):
+            each.add_(update, alpha=-length)
 
     def move_others(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
         """AdamW's step (Loshchilov and Hutter 2019)."""

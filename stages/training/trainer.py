@@ -39,6 +39,8 @@ from stages.training.run import short_name
 from stages.training.trial import largest_batches, make_batching, memory_remedy, optimizer_moments, random_state_kept
 
 RANDOM_STATE = "rng_state.pth"  # transformers' name for it
+PASSED_OVER = ("mps", "xpu")  # devices whose random generators transformers does not keep
+GENERATOR = "accelerator"  # such a one in that file
 
 
 class SpeechTrainer(Seq2SeqTrainer):
@@ -371,6 +373,14 @@ class SpeechTrainer(Seq2SeqTrainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.partial)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """transformers' own; and of an accelerator that it passes over, the generator."""
+        super()._save_rng_state(output_dir)
+        if self.args.device.type in PASSED_OVER:
+            path = Path(output_dir) / RANDOM_STATE
+            states = torch.load(path, weights_only=False)
+            torch.save(states | {GENERATOR: torch.get_device_module(self.args.device).get_rng_state()}, path)
+
     def random_state(self) -> bytes:
         """What transformers keeps of the random generators of this rank, as it writes it."""
         with tempfile.TemporaryDirectory() as place:
@@ -379,14 +389,16 @@ class SpeechTrainer(Seq2SeqTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Each rank's own; one that the checkpoint does not know, because another run was adopted, keeps its seed's."""
-        if self.ranks.leads or checkpoint is None:
-            super()._load_rng_state(checkpoint)
+        if checkpoint is None:
             return
-        own = Path(checkpoint) / random_state_name(self.ranks.rank)
+        own = Path(checkpoint) / (RANDOM_STATE if self.ranks.leads else random_state_name(self.ranks.rank))
         if own.exists():
             with tempfile.TemporaryDirectory() as place:
                 shutil.copyfile(own, Path(place) / RANDOM_STATE)
                 super()._load_rng_state(place)
+            if self.args.device.type in PASSED_OVER:
+                states = torch.load(own, weights_only=False)
+                torch.get_device_module(self.args.device).set_rng_state(states[GENERATOR])
 
 
 def random_state_name(rank: int) -> str:
