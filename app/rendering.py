@@ -86,8 +86,9 @@ def segment_html(segment: Segment, differs: list[bool], play: str) -> str:
     time = f"<time>{format_time(segment.start)}</time>"
     if play:
         time = f'<button type="button" aria-label="{play} {format_time(segment.start)}">{time}</button>'
+    text = " ".join(words)
     times = f'data-start="{segment.start:.2f}" data-end="{segment.end:.2f}"'
-    return f"<p {times}>{time}<span>{' '.join(words)}</span></p>"
+    return f'<p {times} dir="auto">{time}<span>{text}</span></p>'
 
 
 def word_html(word: Word, differs: bool) -> str:
@@ -102,12 +103,12 @@ def reference_html(said: str, heard: str, language: str) -> str:
         return ""
     pieces = mark_differences(said, heard)[0] if heard else [(said, None)]
     text = "".join(f"<mark>{html.escape(piece)}</mark>" if mark else html.escape(piece) for piece, mark in pieces)
-    return f"<p><b>{translate(language, 'reference')}</b> {text}</p>"
+    return f'<p><b>{translate(language, "reference")}</b> <span dir="auto">{text}</span></p>'
 
 
 def live_html() -> str:
     """An empty line, in which page.js writes what is being said; each differs, to replace the last one."""
-    return f'<p aria-live="polite" data-made="{time.monotonic()}"></p>'
+    return f'<p aria-live="polite" dir="auto" data-made="{time.monotonic()}"></p>'
 
 
 def player_html(path: Path, language: str) -> str:

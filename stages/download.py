@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from stages.asr.clips import SPLITS, Clip, Drop, write_clips, write_rows
+from stages.asr.clips import SPLITS, UNKNOWN_SPEAKER, Clip, Drop, write_clips, write_rows
 from stages.asr.probes import Probe, write_probes
 from stages.corpora.sources import PROBES, collect, count_shared, source_ids
 from stages.params import Download, load_params
@@ -87,8 +87,12 @@ def drop_clips(settings: Download, clips: dict[str, list[Clip]], dropped: Sequen
 
 
 def mark_known_speakers(clips: list[Clip], known: set[str]) -> list[Clip]:
-    """Say of each clip whether train hears its speaker."""
-    return [replace(clip, known_speaker="yes" if clip.speaker in known else "no") for clip in clips]
+    """Say of each clip whether train hears its speaker, where that is known."""
+    marks = {True: "yes", False: "no"}
+    return [
+        clip if clip.speaker == UNKNOWN_SPEAKER else replace(clip, known_speaker=marks[clip.speaker in known])
+        for clip in clips
+    ]
 
 
 def count_clips(clips: list[Clip], drops: list[Drop], split: str) -> dict[str, Any]:

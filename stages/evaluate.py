@@ -33,6 +33,7 @@ from stages.runtime.progress import ProgressBar, warn
 COMPARED = ("wer", "wer_low", "wer_high", "wer_full_window", "wer_stressed", "cer", "untrained", "probes")
 OF_PROBES = ("wer", "wer_low", "wer_high", "cer")  # by its name
 MOST_CONFUSED = 20  # rows of that table
+SPEAKER_LETTERS = 12  # of a name in a plot
 FOLDER = click.Path(path_type=Path)
 
 Rows = list[tuple[str, float, float, float, int]]
@@ -329,7 +330,8 @@ def write_plot_tables(folder: Path, model: str, entries: list[Entry], scores: di
     """The rows behind the plots, each naming its model, so that one chart can show two."""
     lengths = grouped(errors, [f"{int(entry.seconds):02}–{int(entry.seconds) + 1:02} s" for entry in entries])
     names = {"yes": "known", "no": "new", "": "unknown"}
-    speakers = grouped(errors, [f"{entry.speaker[:12]} ({names[entry.known_speaker]})" for entry in entries])
+    voices = short_names({entry.speaker for entry in entries})
+    speakers = grouped(errors, [f"{voices[entry.speaker]} ({names[entry.known_speaker]})" for entry in entries])
     pairs = Counter(f"{said or '∅'} → {text or '∅'}" for _, said, text in errors["confusions"])
     most = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_CONFUSED]
     probes = [
@@ -344,6 +346,14 @@ def write_plot_tables(folder: Path, model: str, entries: list[Entry], scores: di
         ("confusions", ["confusion", "count"], most),
     ):
         write_table(folder / f"{name}.tsv", ["model", *columns], [(model, *row) for row in rows])
+
+
+def short_names(names: set[str]) -> dict[str, str]:
+    """The first letters of each: SPEAKER_LETTERS, or as many as tell them apart."""
+    length = SPEAKER_LETTERS
+    while len({name[:length] for name in names}) < len(names):
+        length += 1
+    return {name: name[:length] for name in names}
 
 
 def grouped(errors: dict, keys: list[str]) -> list[tuple[str, float, int]]:

@@ -25,7 +25,8 @@ from stages.asr.shards import Shards
 from stages.params import Scratch, Whisper, load_params
 from stages.runtime.errors import UserError, one_line
 
-HUB_FILES = ["*.json", "*.txt", "model*.safetensors"]  # of a repository, that are fetched
+# Of a repository, that are fetched; model.fp32-*.safetensors, which large-v3 has too, are not.
+HUB_FILES = ["*.json", "*.txt", "model.safetensors", "model-*.safetensors"]
 END_TOKEN = "<|endoftext|>"
 CONTROL_TOKENS = [
     f"<|{name}|>" for name in ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
@@ -76,7 +77,7 @@ def fetch_from_hub(name: str, revision: str | None) -> Path:
     except Exception as error:  # each version of huggingface_hub has another HTTP library, with errors of its own
         raise UserError(f"whisper.base: {name} at {revision} cannot be fetched: {one_line(error)}") from None
     if not list(folder.glob("*.safetensors")):
-        raise UserError(f"whisper.base: {name} at {revision} has no model*.safetensors: choose a revision with one")
+        raise UserError(f"whisper.base: {name} at {revision} has no model.safetensors: choose a revision with one")
     return folder
 
 

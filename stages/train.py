@@ -14,7 +14,7 @@ import torch
 from stages.asr.augmentation import AugmentOptions
 from stages.asr.batches import ClipDataset, Variation
 from stages.asr.clips import Drop, write_rows
-from stages.asr.device import best_device, choose_precision
+from stages.asr.device import best_device, choose_precision, explain_out_of_memory
 from stages.asr.labels import LabelStyle
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.model import SpeechModel, check_fit, folder_digest, load_model, save_model
@@ -22,8 +22,9 @@ from stages.asr.shards import Shards
 from stages.params import Checkpoints, Compute, Train, load_params
 from stages.runtime.errors import UserError
 from stages.runtime.files import json_text, repository, write_json
-from stages.runtime.progress import note
+from stages.runtime.progress import note, warn
 from stages.training.checkpoints import PARTS, Checkpoint, CheckpointManager, LocalCheckpoints, locked, prune
+from stages.training.ctc import count_too_long
 from stages.training.libraries import check_libraries
 from stages.training.metrics import RunningMetrics, compared
 from stages.training.mirror import Mirror
@@ -35,6 +36,7 @@ from stages.training.trackers import TrackedRun, check_installed, open_trackers
 from stages.training.trainer import SpeechTrainer, regularisation, weights_of
 
 PATH = click.Path(path_type=Path)
+LONG_TEXTS = 0.05  # of the clips: more are worth a warning
 RESULT = "result.json"  # in a run's folder: its metrics, where they are not those of an evaluation alone
 
 
@@ -113,6 +115,7 @@ def train(
     model = load_base(settings, paths, device)
     clips, validation = load_clips(model, settings, paths)
     write_drops(clips, validation, paths.dropped)
+    warn_of_long_texts(settings, model, clips)
     shards = {
         f"{split}/{name}": digest
         for split, data in (("train", clips), ("validation", validation))
@@ -164,7 +167,8 @@ def with_precision(settings: Train, device: torch.device) -> Train:
 
 def load_base(settings: Train, paths: Paths, device: torch.device) -> SpeechModel:
     """The model to start from, as training wants it."""
-    model = load_model(paths.pretrained, device, **regularisation(settings))
+    with explain_out_of_memory("close what else uses it, which nvidia-smi names, or set a smaller whisper.base"):
+        model = load_model(paths.pretrained, device, **regularisation(settings))
     if settings.interpolate and model.untrained:
         raise UserError("train.interpolate mixes the base's weights in, and this base is untrained: set it to []")
     model.context, model.untrained = settings.context, False
@@ -188,6 +192,16 @@ def load_clips(model: SpeechModel, settings: Train, paths: Paths) -> tuple[ClipD
                 raise UserError(f"no text of {folder} has anything to teach: see train.text, and the clips' texts")
             raise UserError(f"no clip of {folder} has a label within train.max_label_tokens: raise it")
     return clips[0], clips[1]
+
+
+def warn_of_long_texts(settings: Train, model: SpeechModel, clips: ClipDataset) -> None:
+    """Say so where the CTC loss passes many clips over, as with an alphabet whose letters are several tokens each."""
+    lost = count_too_long(model, clips) if settings.ctc_weight else 0
+    if lost > LONG_TEXTS * len(clips):
+        warn(
+            f"train.ctc_weight: {lost:,} of {len(clips):,} texts have more tokens than their audio has positions, so"
+            " that the CTC loss passes them over: set whisper.scratch.merges: 500, or train.ctc_weight: 0"
+        )
 
 
 def write_drops(clips: ClipDataset, validation: ClipDataset, path: Path) -> None:

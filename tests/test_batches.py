@@ -1,5 +1,7 @@
 import random
 import statistics
+from copy import copy
+from dataclasses import replace
 from itertools import chain, pairwise
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from stages.asr.augmentation import AugmentOptions
 from stages.asr.batches import IGNORED, Batching, BatchItem, ClipDataset, LengthBucketSampler, Variation, collate
+from stages.asr.clips import UNKNOWN_SPEAKER
 from stages.asr.mel import LOG_MEL_RANGE, mel_floor
 from stages.asr.shards import Shards
 from tests.support.material import TEXTS, speech, write_shards
@@ -261,6 +264,13 @@ def test_a_share_of_the_examples_follows_another_text_of_the_speakers(shards, mo
                 }
                 assert before.strip() in same
     assert 0.35 < statistics.mean(prompted) < 0.65
+
+
+def test_nobodys_other_text_is_that_of_an_unknown_speaker(shards, model):
+    strangers = copy(shards)
+    strangers.entries = [replace(entry, speaker=UNKNOWN_SPEAKER) for entry in shards.entries]
+    clips = ClipDataset(strangers, model, 448, variation=Variation(prompted_share=1.0))
+    assert not any(len(clips.prompt(place, 400, random.Random(1))) for place in range(len(clips)))
 
 
 def test_a_text_before_takes_only_the_room_that_a_label_leaves(shards, model):

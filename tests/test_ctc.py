@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.asr.batches import IGNORED
+from stages.asr.batches import IGNORED, ClipDataset
 from stages.asr.model import load_model, save_model
-from stages.training.ctc import HEAD, POOLED, add_head, blank, ctc_loss, remove_head
+from stages.asr.shards import Shards
+from stages.training.ctc import HEAD, POOLED, add_head, blank, count_too_long, ctc_loss, remove_head
+from tests.support.material import speech, write_shards
 
 
 @pytest.fixture
@@ -58,6 +60,12 @@ def test_a_text_too_long_for_its_clip_and_an_empty_one_teach_nothing_wrong(heade
     too_long, empty = labels_of(headed, "mycket lång", "")
     assert ctc_loss(headed, hidden[:1], too_long[None]).item() == 0
     assert 0 < ctc_loss(headed, hidden[1:], empty[None]).item() < math.inf
+
+
+def test_texts_with_more_tokens_than_positions_are_counted(headed, tmp_path):
+    texts = ("hej", "ja " * 40, "это слишком долго для секунды")  # a second has 25 positions
+    shards = Shards(write_shards(tmp_path, {str(n): speech(1.0) for n in range(3)}, texts=texts))
+    assert count_too_long(headed, ClipDataset(shards, headed, 448)) == 2
 
 
 def test_padding_and_prompt_do_not_count(headed):

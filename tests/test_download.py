@@ -108,6 +108,13 @@ def test_several_corpora_share_no_speaker_no_sentence_and_no_audio_across_splits
     assert all((folder / path).read_bytes() == (again / path).read_bytes() for path in files)
 
 
+def test_who_speaks_a_clip_without_a_speaker_is_neither_known_nor_new(bring):
+    rows = {n: (split, f"Mening {n}.", "") for n, split in enumerate(("train", "train", "validation", "test"))}
+    _, folder = bring({"a": {"rows": rows | {9: ("test", "Nio.", "x")}}})
+    marks = {clip.id: clip.known_speaker for clip in read_clips(folder / "raw/test")}
+    assert marks == {"a.3": "", "a.9": "no"}
+
+
 def test_a_source_gives_to_train_alone_no_more_than_its_limit_and_its_share(bring):
     rows = {number: ("train", f"Mening {number}.", f"speaker {number}") for number in range(20, 40)}
     chosen = []

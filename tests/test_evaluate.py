@@ -13,7 +13,7 @@ from stages.asr.mel import HOP_LENGTH, LOG_MEL_RANGE, SAMPLE_RATE, log_mel, pad_
 from stages.asr.model import save_model
 from stages.asr.probes import Probe, write_probes
 from stages.asr.shards import unpack_mel
-from stages.evaluate import Recogniser, Results, condition_changes, evaluate
+from stages.evaluate import Recogniser, Results, condition_changes, evaluate, short_names
 from stages.params import load_params
 from stages.runtime.errors import UserError
 from tests.support.material import pack, sounds, speech, write_params, write_shards
@@ -71,6 +71,12 @@ def test_scores_transcripts_and_tables_agree(evaluated):
     assert rows(folder / "tables/wer.tsv")[1][1] == str(scores["wer"])
     assert sum(int(row[3]) for row in rows(folder / "tables/lengths.tsv")[1:]) == 12
     assert rows(folder / "tables/speakers.tsv")[1][:2] == ["model", "voice (known)"]
+
+
+def test_speakers_are_told_apart_by_as_many_letters_as_that_takes():
+    assert short_names({"anna", "bo"}) == {"anna": "anna", "bo": "bo"}
+    names = {"participant-01", "participant-02", "a" * 128}
+    assert short_names(names) == {name: name[:14] for name in names}
 
 
 def test_probes_are_scored_in_their_language_beside_the_test(tmp_path, evaluated, trained):

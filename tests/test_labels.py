@@ -53,6 +53,8 @@ def tokens(model: SpeechModel, text: str) -> list[int]:
         (LabelStyle(quotation_marks="remove"), "«Åsa», sa ”hon” och ‹gick›: ”12”", "Åsa, sa hon och gick: 12"),
         (LabelStyle(quotation_marks="remove"), "rock'n'roll, it’s", "rock'n'roll, it’s"),
         (LabelStyle(quotation_marks="remove"), 'ett"två', "ett två"),
+        (LabelStyle(quotation_marks="remove"), 'की"का', "की का"),
+        (LabelStyle(final_full_stop="remove"), "جی ہاں۔", "جی ہاں"),
         (LabelStyle(case="lower"), "ÅSA Och Örjan.", "åsa och örjan."),
         (LabelStyle(final_full_stop="remove"), "Ja. Nej.", "Ja. Nej"),
         (LabelStyle(final_full_stop="remove"), 'Hon sa "ja."', 'Hon sa "ja"'),

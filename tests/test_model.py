@@ -164,6 +164,13 @@ def test_what_is_no_whole_whisper_is_refused_in_one_line(copy, name):
     assert "\n" not in str(refusal.value)
 
 
+def test_what_a_generation_config_leaves_open_is_filled_in(copy):
+    change_json(copy / "generation_config.json", max_length=None, suppress_tokens=[-1, 5], begin_suppress_tokens=[-1])
+    read = load_model(copy).whisper
+    assert read.generation_config.max_length == read.config.max_target_positions
+    assert (read.generation_config.suppress_tokens, read.generation_config.begin_suppress_tokens) == ([5], [])
+
+
 def test_a_config_does_not_choose_what_computes_attention(copy):
     change_config(copy, attn_implementation="nobody/attention", _attn_implementation="eager")
     assert load_model(copy).whisper.config._attn_implementation == "sdpa"

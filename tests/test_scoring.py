@@ -102,6 +102,16 @@ def test_a_lost_ring_is_an_error():
     assert scores["cer"] == pytest.approx(25)
 
 
+def test_vowels_that_are_marks_are_errors_too():
+    scores, _ = score(["यह किताब मेरी है"], ["यह कौताबे मोरु है"])
+    assert (scores["wer"], scores["words"], scores["substitutions"]) == (50.0, 4, 2)
+
+
+def test_a_script_without_spaces_is_scored_letter_by_letter():
+    scores, _ = score(["今日はいい天気。"], ["今日は悪い天気"])
+    assert (scores["wer"], scores["cer"], scores["words"]) == (14.29, 14.29, 7)
+
+
 def test_clips_without_words_do_not_count_in_wer():
     assert wer(["hej du", "…"], ["hej", "mycket prat"]) == 50
 

@@ -164,11 +164,19 @@ def test_a_words_probability_is_that_of_its_letters(talking):
     assert word_probabilities(talking, tokens, rates, "båt båt båt") == [pytest.approx(second)] * 3
 
 
+def test_a_sentence_without_spaces_has_the_mean_of_its_tokens(talking):
+    tokens = talking.tokenizer.encode("東京", add_special_tokens=False)
+    rates = [0.81, 0.64] * 3
+    assert len(tokens) == len(rates)
+    assert word_probabilities(talking, tokens, rates, "東京") == [pytest.approx(0.72)]
+
+
 def test_a_loop_is_said_once():
     assert without_loop("det är så " * 12 + "sant") == "det är så sant"
     assert without_loop("ha" * 80) == "ha"
     assert without_loop("a" * 900 + "b") == "ab"
-    for text in ("", "ja ja ja ja", "det kostar 1000000 kronor", "färjan från visby kommer halv två"):
+    tamil = "பேருந்து நிலையத்தில் பயணிகள் காத்திருக்கிறார்கள், அவர்களுக்கு பேருந்து வரவில்லை என்று தெரியவில்லை. 10000 பேர் "
+    for text in ("", "ja ja ja ja", "det kostar 1000000 kronor", "färjan från visby kommer halv två", tamil * 3):
         assert without_loop(text) == text
 
 

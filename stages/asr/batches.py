@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from stages.asr.augmentation import AugmentOptions, Change
+from stages.asr.clips import UNKNOWN_SPEAKER
 from stages.asr.decoding import on_grid, prompt_tokens
 from stages.asr.labels import LabelStyle, LabelWriter
 from stages.asr.mel import LOG_MEL_RANGE, mel_floor, pad_or_trim
@@ -114,7 +115,7 @@ class ClipDataset(Dataset[dict[str, np.ndarray]]):
     def prompt(self, place: int, room: int, draw: random.Random) -> np.ndarray:
         """The text of another clip of the same speaker as what came before, if there is room: (n_tokens,) int64."""
         speaker = self.shards.entries[self.numbers[place]].speaker
-        others = [other for other in self.places_of[speaker] if other != place]
+        others = [other for other in self.places_of[speaker] if other != place and speaker != UNKNOWN_SPEAKER]
         most = min(room, self.longest_prompt) - 1
         if not others or most < 1:
             return np.empty(0, np.int64)

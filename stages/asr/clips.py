@@ -10,6 +10,7 @@ from stages.runtime.errors import UserError
 from stages.runtime.files import write_table
 
 SPLITS = ("train", "validation", "test")
+UNKNOWN_SPEAKER = "unknown"  # the speaker of a clip of which nobody knows who says it
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Clip:
     id: unique within the corpus, made of letters, digits, ``.``, ``_`` and ``-``.
     audio: name of its file in the split's ``audio`` folder, as it came.
     text: what is said, Unicode NFC, on one line, without tabs.
-    speaker: who says it, any stable name.
-    known_speaker: ``yes`` or ``no``, whether train hears this speaker; empty where nobody asked.
+    speaker: who says it, any stable name, or UNKNOWN_SPEAKER.
+    known_speaker: ``yes`` or ``no``, whether train hears this speaker; empty where nobody asked or knows.
     """
 
     id: str

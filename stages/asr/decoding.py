@@ -12,7 +12,9 @@ from stages.asr.model import SpeechModel
 from stages.asr.shards import Shards
 
 GRID = 50  # frames: clips are padded to the next multiple, whatever their neighbours' lengths
-TOKENS_PER_SECOND = 30  # more than anyone says, in letters; bounds a transcript by its audio, so that a loop ends
+# More than anyone says, in letters of up to three bytes, each of which may be a token: Tamil read aloud has 42 a
+# second, Swedish 16. Bounds a transcript by its audio, so that a loop ends.
+TOKENS_PER_SECOND = 60
 SPARE_TOKENS = 8  # on top of that, for very short clips
 WORTH_COPYING = 0.75  # of the texts are left: what they have heard is copied, and the others' steps are saved
 

@@ -1,13 +1,14 @@
 """Texts as labels: what training teaches of what a transcript says. References stay as they are."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
 from stages.asr.model import SpeechModel
 
 QUOTATION_MARKS = '"“”„‟«»‹›「」『』'  # no single ones, which are apostrophes too
-FULL_STOP = re.compile(rf"(?<!\.)[.。।](?=[{QUOTATION_MARKS}')\]]*$)")  # at a text's end; no dots of omission
+FULL_STOP = re.compile(rf"(?<!\.)[.。।۔](?=[{QUOTATION_MARKS}')\]]*$)")  # at a text's end; no dots of omission
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ class LabelWriter:
         if self.style.final_full_stop == "remove":
             text = FULL_STOP.sub("", text)
         if self.signs:
-            text = re.sub(rf"(?<=\w){self.signs}(?=\w)", " ", text)  # 12:30 is two words
-            text = re.sub(self.signs, "", text)
+            text = re.sub(self.signs, gap, text)
         return self.without_suppressed(before + " ".join(text.split()), before)
 
     def without_suppressed(self, text: str, before: str) -> str:
@@ -68,3 +68,9 @@ class LabelWriter:
                 break
             text = shorter
         return text
+
+
+def gap(signs: re.Match[str]) -> str:
+    """What is left of signs: a space between letters, their marks and digits, for 12:30 is two words."""
+    around = signs.string[: signs.start()][-1:], signs.string[signs.end() :][:1]
+    return " " if all(each and unicodedata.category(each)[0] in "LMN" for each in around) else ""

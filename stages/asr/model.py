@@ -66,6 +66,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu", **overrides: An
         if missing := read[1]["missing_keys"]:  # transformers would fill them with random numbers
             raise ValueError(f"its weights lack {min(missing)} ({len(missing)} missing in all)")
         tokenizer = WhisperTokenizer.from_pretrained(folder)
+        complete_generation(whisper)
         if tokenizer.convert_tokens_to_ids(START_TOKEN) != whisper.config.decoder_start_token_id:
             raise ValueError("its tokenizer is missing, or belongs to another model")
         extractor = WhisperFeatureExtractor.from_pretrained(folder)
@@ -79,6 +80,17 @@ def load_model(folder: Path, device: torch.device | str = "cpu", **overrides: An
         ours.margin,
         ours.untrained,
     )
+
+
+def complete_generation(whisper: WhisperForConditionalGeneration) -> None:
+    """Give a base's generation_config what decoding reads: a longest text that the decoder has places for, and tokens
+    to suppress that exist, for some name -1, which is none.
+    """
+    config, places = whisper.generation_config, whisper.config.max_target_positions
+    config.max_length = min(config.max_length or places, places)
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        tokens = getattr(config, name, None)
+        setattr(config, name, tokens and [token for token in tokens if token >= 0])
 
 
 def silence_transformers() -> None:

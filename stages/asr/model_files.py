@@ -103,7 +103,7 @@ class Generation(Entries):
     """A Whisper's generation_config.json, as far as decoding and training read it."""
 
     eos_token_id: Token
-    max_length: Annotated[int, Field(ge=1, le=32_768)] = 448
+    max_length: Annotated[int, Field(ge=1, le=32_768)] | None = None
     no_timestamps_token_id: Token | None = None
     suppress_tokens: list[Signed] | None = None  # -1 is none of them
     begin_suppress_tokens: list[Signed] | None = None

@@ -72,10 +72,11 @@ def score(references: list[str], hypotheses: list[str]) -> tuple[dict[str, Any],
     what ``normal_errors`` gives.
     """
     errors = normal_errors(references, hypotheses)
+    said, heard = ([normalise(text, apart=False) for text in texts] for texts in (references, hypotheses))
     rates = {
         "wer": 100 * errors["wer"],
         "wer_raw": 100 * word_errors(references, hypotheses)["wer"],
-        "cer": 100 * jiwer.cer([normalise(text) for text in references], [normalise(text) for text in hypotheses]),
+        "cer": 100 * jiwer.cer(said, heard),
     }
     counts = {name: sum(errors[name]) for name in (*EDITS, "words")} | {"clips": len(references)}
     return {name: round(float(rate), 2) for name, rate in rates.items()} | counts, errors

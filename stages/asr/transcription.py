@@ -12,6 +12,7 @@ from stages.asr.decoding import Check, context_frames, greedy_search, token_limi
 from stages.asr.mel import FRAMES_PER_SECOND, SAMPLE_RATE, log_mel, pad_or_trim
 from stages.asr.model import SpeechModel
 from stages.asr.segments import Segment, Word
+from stages.asr.text import UNSPACED
 from stages.asr.timestamps import speech_bounds
 from stages.asr.vad import CHUNKS_PER_SECOND, SpeechSegmenter, VadOptions, mean_square, split_chunks
 
@@ -85,13 +86,18 @@ def transcribe_window(
 def word_probabilities(model: SpeechModel, tokens: list[int], probabilities: list[float], text: str) -> list[float]:
     """The product of its tokens' probabilities for each word of a text that was decoded from these tokens.
 
+    In a script without spaces a word here is a sentence, and has their geometric mean.
     Where the words are not those of the tokens, as in a text whose loop was cut out, each has the lowest.
     """
     pieces = model.tokenizer.convert_ids_to_tokens(tokens)
     starts = [at for at, piece in enumerate(pieces) if at == 0 or piece.startswith(SPACE)]
     spans = [slice(*span) for span in zip(starts, [*starts[1:], len(tokens)], strict=True)]
     words = [model.tokenizer.decode(tokens[span], skip_special_tokens=True).strip() for span in spans]
-    found = [(word, prod(probabilities[span])) for word, span in zip(words, spans, strict=True) if word]
+    found = [
+        (word, prod(probabilities[span]) ** (1 / len(probabilities[span]) if UNSPACED.search(word) else 1))
+        for word, span in zip(words, spans, strict=True)
+        if word
+    ]
     if [word for word, _ in found] == text.split():
         return [rate for _, rate in found]
     return [min(rate for _, rate in found)] * len(text.split())
@@ -107,7 +113,9 @@ def time_words(text: str, probabilities: list[float], start: float, end: float) 
 
 def without_loop(text: str) -> str:
     """A text in which what comes four times and more in a row comes once, where that is most of the text."""
-    data = text.encode()
+    letters = {letter: number % 256 for number, letter in enumerate(sorted(set(text)))}
+    data = bytes(letters[letter] for letter in text)  # in UTF-8 two of three bytes of each Tamil letter are the same
     if len(data) <= LOOP_RATIO * len(zlib.compress(data)):
         return text
-    return re.sub(r"(.+?)\1{3,}", r"\1", text).strip()
+    shorter = re.sub(r"(.+?)\1{3,}", r"\1", text).strip()
+    return shorter if len(shorter) < len(text) / 2 else text

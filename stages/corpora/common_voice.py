@@ -5,12 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from stages.asr.clips import SPLITS, Clip, Drop, clean_text
+from stages.asr.clips import SPLITS, UNKNOWN_SPEAKER, Clip, Drop, clean_text
 from stages.corpora.archive import PackedRelease, UnpackedRelease, verify_checksum
 from stages.corpora.data_collective import fetch_release
 from stages.corpora.local import locate
 from stages.corpora.selection import (
-    UNKNOWN_SPEAKER,
     BadLine,
     Selection,
     SplitIndex,

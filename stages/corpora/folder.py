@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from stages.asr.clips import SPLITS, Clip, Drop, clean_text
+from stages.asr.clips import SPLITS, UNKNOWN_SPEAKER, Clip, Drop, clean_text
 from stages.corpora.local import copy_clips, is_file, locate
 from stages.corpora.selection import (
-    UNKNOWN_SPEAKER,
     BadLine,
     Selection,
     TableRow,

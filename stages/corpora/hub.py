@@ -11,11 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stages.asr.clips import SPLITS, Clip, Drop, clean_text
+from stages.asr.clips import SPLITS, UNKNOWN_SPEAKER, Clip, Drop, clean_text
 from stages.corpora.archive import MAX_CLIP_BYTES
 from stages.corpora.local import Rejection, copy_stream
 from stages.corpora.selection import (
-    UNKNOWN_SPEAKER,
     Selection,
     SplitIndex,
     TableRow,

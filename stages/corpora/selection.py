@@ -14,13 +14,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from stages.asr.audio import AudioError, TooLongError, decode_audio
-from stages.asr.clips import SPLITS, Clip, Drop, clean_text
+from stages.asr.clips import SPLITS, UNKNOWN_SPEAKER, Clip, Drop, clean_text
 from stages.asr.text import normalise
 from stages.corpora.local import Rejection
 from stages.runtime.pool import parallel_map
 from stages.runtime.progress import ProgressBar
 
-UNKNOWN_SPEAKER = "unknown"  # the speaker of a clip where the table names none
 MAX_LINE = 1_000_000  # bytes of a table's line; sentences have hundreds
 MAX_NAME = 100  # characters of an id that stem from the file's name
 

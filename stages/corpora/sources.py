@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.asr.clips import SPLITS, Clip, Drop
+from stages.asr.clips import SPLITS, UNKNOWN_SPEAKER, Clip, Drop
 from stages.corpora import common_voice, folder, hub, synthetic
-from stages.corpora.selection import UNKNOWN_SPEAKER, possible_ids, random_rank, sentence_key
+from stages.corpora.selection import possible_ids, random_rank, sentence_key
 from stages.params import Download, Probe, Source, TrainSource
 from stages.runtime.errors import UserError
 from stages.runtime.files import file_digest

@@ -7,7 +7,9 @@ head serves training alone: checkpoints hold it, and the finished model does not
 import torch
 from torch import nn
 
-from stages.asr.batches import IGNORED
+from stages.asr.batches import IGNORED, ClipDataset
+from stages.asr.decoding import on_grid
+from stages.asr.encoder import STRIDE
 from stages.asr.model import SpeechModel
 
 HEAD = "ctc_head"  # of the module, and so of its weights' names
@@ -30,6 +32,13 @@ def blank(model: SpeechModel) -> int:
     end = model.whisper.generation_config.eos_token_id
     assert isinstance(end, int)
     return end
+
+
+def count_too_long(model: SpeechModel, clips: ClipDataset) -> int:
+    """Clips whose texts have more tokens than the encoder has pooled positions for: they teach it nothing."""
+    frames = (clips.shards.entries[number].n_frames for number in clips.numbers)
+    positions = (-(-on_grid(n_frames) // (STRIDE * POOLED)) for n_frames in frames)
+    return sum((tokens < blank(model)).sum() > room for tokens, room in zip(clips.labels, positions, strict=True))
 
 
 def ctc_loss(model: SpeechModel, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from stages.asr.audio import AudioError, read_audio
-from stages.asr.clips import SPLITS, Clip
+from stages.asr.clips import SPLITS, UNKNOWN_SPEAKER, Clip
 from stages.asr.mel import SAMPLE_RATE
 from stages.asr.text import normalise
-from stages.corpora.selection import UNKNOWN_SPEAKER, sentence_key
+from stages.corpora.selection import sentence_key
 from stages.runtime.progress import ProgressBar
 from tools.audit.duplicates import SAME, SHORTER, find_candidates, likeness
 from tools.audit.kinds import KINDS
