@@ -5,9 +5,10 @@ from itertools import groupby
 
 import jiwer
 
+from stages.asr.text import BRACKETS, UNSPACED, normalise
+
 DIFFERS = "differs"
-BRACKETED = (re.compile(r"[<\[][^>\]]*[>\]]"), re.compile(r"\([^)]+\)"))  # which normalising drops whole, in this order
-WORD = re.compile(r"\S+\s*|\s+")
+WORD = re.compile(rf"{UNSPACED.pattern}\s*|(?:(?!{UNSPACED.pattern})\S)+\s*|\s+")
 
 Pieces = list[tuple[str, str | None]]
 
@@ -17,8 +18,6 @@ def mark_differences(left: str, right: str) -> tuple[Pieces, Pieces]:
 
     The pieces of a text, joined, are that text. What differs is what the word error rate counts: the fewest edits.
     """
-    from stages.asr.text import normalise  # transformers, which the page does not wait for
-
     pieces = [split_words(left), split_words(right)]
     ours, theirs = (
         [(word, place) for place, piece in enumerate(side) for word in normalise(piece).split()] for side in pieces
@@ -37,7 +36,7 @@ def mark_differences(left: str, right: str) -> tuple[Pieces, Pieces]:
 def split_words(text: str) -> list[str]:
     """A text in words, each with the space behind it; what stands in brackets stays together."""
     shape = text
-    for group in BRACKETED:
+    for group in BRACKETS:
         shape = group.sub(lambda match: "x" * len(match[0]), shape)
     return [text[slice(*piece.span())] for piece in WORD.finditer(shape)]
 

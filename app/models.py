@@ -24,7 +24,6 @@ def import_speech() -> None:
     That takes seconds, and may fail where two threads are at it: each module may see another half made.
     """
     with IMPORTING:
-        import stages.asr.text
         import stages.asr.transcription  # noqa: F401
 
 

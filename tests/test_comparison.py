@@ -55,6 +55,12 @@ def test_what_normalising_drops_is_no_difference(left, right):
     assert not [piece for side in mark_differences(left, right) for piece in differing(side)]
 
 
+def test_a_script_without_spaces_is_marked_letter_by_letter():
+    left, right = mark_differences("今日はいい天気。", "今日は悪い天気")
+    assert left == [("今日は", None), ("い", DIFFERS), ("い天気。", None)]
+    assert right == [("今日は", None), ("悪", DIFFERS), ("い天気", None)]
+
+
 def test_one_side_may_be_empty():
     assert mark_differences("", "Hej på dig") == ([], [("Hej på dig", DIFFERS)])
     assert mark_differences("Hej på dig", " ") == ([("Hej på dig", DIFFERS)], [(" ", None)])

@@ -3,14 +3,14 @@
 import re
 import unicodedata
 
-BRACKETS = (re.compile(r"[<\[][^>\]]*[>\]]"), re.compile(r"\([^)]+?\)"))
-# Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese.
-UNSPACED = re.compile(
-    "[\u0e01-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-VARIANTS = re.compile("[\ufe00-\ufe0f]")  # of the sign before: how it is drawn
+BRACKETS = (re.compile(r"[<\[][^>\]]*[>\]]"), re.compile(r"\([^)]+\)"))  # what stands in them is dropped, in this order
+VARIANTS = "\ufe00-\ufe0f"  # how the sign before is drawn
 DOTTED = re.compile("(?<=i)\u0307")  # what lower() makes of the Turkish capital I with a dot has it beside its own
+SCRIPTS = "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+SCRIPTS += "\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff\U00020000-\U0003ffff"
+MARKS = "".join(letter for letter in map(chr, range(0x0E00, 0x1800)) if unicodedata.category(letter)[0] == "M")
+# A letter with its marks in a script without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+UNSPACED = re.compile(f"[{SCRIPTS}][{MARKS}]*")
 
 
 def normalise(text: str, apart: bool = True) -> str:
@@ -24,16 +24,13 @@ def normalise(text: str, apart: bool = True) -> str:
     for brackets in BRACKETS:
         text = brackets.sub("", text)
     text = DOTTED.sub("", unicodedata.normalize("NFKC", text).lower())
-    letters, after = [], False  # a letter that stands apart
-    for letter in VARIANTS.sub("", text):
-        category = unicodedata.category(letter)
-        if category[0] in "SP":
-            letter = " "
-        elif category == "Cf":  # joiners, marks of direction: nobody sees them
-            continue
-        elif apart and category[0] != "M":
-            unspaced = UNSPACED.match(letter) is not None
-            letter = f" {letter}" if unspaced or after else letter
-            after = unspaced
-        letters.append(letter)
-    return " ".join("".join(letters).split())
+    text = "".join(shown(letter) for letter in re.sub(f"[{VARIANTS}]", "", text))
+    if apart:
+        text = UNSPACED.sub(r" \g<0> ", text)
+    return " ".join(text.split())
+
+
+def shown(letter: str) -> str:
+    """What is left of a character: a space of punctuation and symbols, nothing of joiners and marks of direction."""
+    category = unicodedata.category(letter)
+    return " " if category[0] in "SP" else "" if category == "Cf" else letter

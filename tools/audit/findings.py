@@ -173,7 +173,7 @@ def rate_findings(clips: Sequence[AuditedClip]) -> Iterator[Finding]:
     heard = [(number, sound) for number, sound in spoken(clips) if normalise(clips[number].clip.text)]
     if len(heard) < SPEAKER_CLIPS:
         return
-    letters = np.array([len(normalise(clips[number].clip.text)) for number, _ in heard], float)
+    letters = np.array([len(normalise(clips[number].clip.text, apart=False)) for number, _ in heard], float)
     seconds = np.array([max(sound.speech_seconds, 0.01) for _, sound in heard])
     usual = expected_seconds(letters, seconds)
     residuals = np.log(seconds / usual)

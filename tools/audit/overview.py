@@ -68,7 +68,7 @@ def letters_a_second(one: AuditedClip) -> float | None:
     """Of speech, silence before and after left out; None where nothing is heard."""
     if not isinstance(one.sound, Sound) or one.sound.speech_seconds <= 0:
         return None
-    return len(normalise(one.clip.text)) / one.sound.speech_seconds
+    return len(normalise(one.clip.text, apart=False)) / one.sound.speech_seconds
 
 
 # For programs
@@ -232,7 +232,7 @@ def histograms(clips: Sequence[AuditedClip]) -> Iterator[Any]:
         sounds = [one.sound for one in chosen if isinstance(one.sound, Sound)]
         rows: list[list[float]] = [
             [sound.seconds for sound in sounds],
-            [float(len(normalise(one.clip.text))) for one in chosen],
+            [float(len(normalise(one.clip.text, apart=False))) for one in chosen],
             [rate for one in chosen if (rate := letters_a_second(one)) is not None],
             [sound.loud for sound in sounds],
             [sound.band for sound in sounds],

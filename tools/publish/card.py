@@ -242,8 +242,8 @@ def score_notes(release: Release) -> str:
         named = ", ".join(f"{name} ({escape_markdown(corpus_name(probe))})" for name, probe in probes.items())
         notes.append(f"Probes are test sets of other corpora, on which nothing was chosen: {named}.")
     notes.append(
-        "WER and CER are on normalised text (lower case, no punctuation, letters such as å ä ö kept), but for the row "
-        "of raw text. Of the intervals by clip and by speaker (bootstraps over clips and over whole speakers) the "
+        "WER and CER are on normalised text (lower case, no punctuation, letters and their marks kept), but for the "
+        "row of raw text. Of the intervals by clip and by speaker (bootstraps over clips and over whole speakers) the "
         "wider one is given; of few speakers it is likely too narrow. A known voice is one that training uses too."
     )
     return textwrap.fill(" ".join(notes), WIDTH)
