@@ -104,7 +104,7 @@ def test_a_remote_that_is_down_gives_one_warning_and_the_same_bytes(place, run, 
     wait_for(process, lambda: (place / f"{unique}a/details.json").exists())  # which is written last
     store.unlink()  # else the end would be waited for in vain, as the next test does in no time
     assert process.wait() == 0
-    assert log(place, unique, "a").count("warning:") == 1
+    assert log(place, unique, "a").count("warning: remote") == 1
     assert "training goes on without it" in log(place, unique, "a")
     assert results(place, f"{unique}a") == results(place, "whole")
 
@@ -189,4 +189,4 @@ def test_a_drive_that_takes_no_copy_costs_training_nothing(drive, begin_on_drive
     assert results(place, f"{tmp_path.name}-a") == results(place, "whole")
     assert copies_on(drive) == copies_on(drive, trashed=True) == []
     assert "Traceback" not in said
-    assert said.count("warning:") == (fault == "quota reached")  # the other was given up before its time was over
+    assert said.count("warning: remote") == (fault == "quota reached")  # the other was given up before its time was over
