@@ -189,4 +189,4 @@ def test_a_drive_that_takes_no_copy_costs_training_nothing(drive, begin_on_drive
     assert results(place, f"{tmp_path.name}-a") == results(place, "whole")
     assert copies_on(drive) == copies_on(drive, trashed=True) == []
     assert "Traceback" not in said
-    assert said.count("warning: remote") == (fault == "quota reached")  # the other was given up before its time was over
+    assert said.count("warning: remote") == (fault == "quota reached")  # the other gave up in time
