@@ -5,6 +5,7 @@ import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before Hugging Face's libraries are imported: no test reaches for the Hub
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as tools.convert has it, for tests that import ONNX Runtime before that
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on several
 
 import shutil

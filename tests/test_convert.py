@@ -1,6 +1,8 @@
 """``python -m tools.convert``: what another engine says of a converted model is what the model itself would say."""
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import ctranslate2
@@ -15,7 +17,7 @@ from stages.asr.model import SpeechModel, load_model, save_model
 from stages.params import load_params
 from stages.pretrained import pretrained
 from stages.runtime.errors import UserError
-from tests.support.material import TINY, speech, write_params, write_raw
+from tests.support.material import ROOT, TINY, speech, write_params, write_raw
 from tools.convert.__main__ import main
 from tools.convert.ctranslate import faster_whisper_recogniser, write_ctranslate
 from tools.convert.engines import ENGINES
@@ -178,6 +180,12 @@ def test_a_shorter_window_is_refused(convert, model, tmp_path):
     with pytest.raises(UserError, match=r"hears 2 s at once, and whisper\.cpp gives it 30 s: .*scratch.seconds: 30"):
         convert("ggml")
     assert not (tmp_path / "build").exists()
+
+
+def test_onnx_runtime_is_kept_from_telling_its_makers(monkeypatch):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    program = 'import os, tools.convert; assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"'
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_an_engine_that_is_missing_is_named():
