@@ -508,6 +508,10 @@ def test_a_random_generator_that_transformers_passes_over_is_kept(trainer, monke
     drawn = torch.rand(3, generator=generator)
     run._load_rng_state(str(tmp_path))
     assert torch.equal(torch.rand(3, generator=generator), drawn)
+    monkeypatch.setattr("stages.training.trainer.PASSED_OVER", ())
+    (tmp_path / "rng_state.pth").write_bytes(run.random_state())  # as another kind of device writes it
+    monkeypatch.setattr("stages.training.trainer.PASSED_OVER", ("cpu",))
+    run._load_rng_state(str(tmp_path))
 
 
 LORA = {"lora__rank": 4, "lora__targets": ["q_proj", "v_proj", "fc1"]}

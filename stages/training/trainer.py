@@ -396,8 +396,8 @@ class SpeechTrainer(Seq2SeqTrainer):
             with tempfile.TemporaryDirectory() as place:
                 shutil.copyfile(own, Path(place) / RANDOM_STATE)
                 super()._load_rng_state(place)
-            if self.args.device.type in PASSED_OVER:
-                states = torch.load(own, weights_only=False)
+            states = torch.load(own, weights_only=False)
+            if self.args.device.type in PASSED_OVER and GENERATOR in states:  # else another kind of device wrote it
                 torch.get_device_module(self.args.device).set_rng_state(states[GENERATOR])
 
 
