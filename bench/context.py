@@ -4,8 +4,9 @@ That is the case of OpenAI's models. A base is first trained from scratch on ful
 to the clips; then it is fine-tuned on full windows, on full windows most of which several clips fill, and at the clips'
 own length with margins of silence after them or with fewer full windows between, each with several seeds. Each result
 is read at the context that it was trained for and on the full window; the difference to the first way is paired by clip
-over all seeds. A step at the clips' own length takes whisper-small a fraction of the time (`bench.train`): ``--steps
-400 1600`` gives it as much. Wants the features of a `make repro`, of whatever recipe is set.
+over all seeds. A step that is not on full windows with a clip each takes whisper-small a fraction of the time, which
+`bench.train` says: ``--way full 400 --way "clip, filled" 2400`` gives both as much. Wants the features of a `make
+repro`, of whatever recipe is set.
 """
 
 import tempfile
@@ -31,7 +32,8 @@ WAYS: dict[str, dict[str, object]] = {
     "full": {"context": "full", "filled_window_share": 0.0},
     "full, filled": {"context": "full", "filled_window_share": 0.9},
     **{f"clip + {margin:g} s": {"context": "clip", "margin_seconds": margin} for margin in MARGINS},
-    "clip, few full": {"context": "clip", "full_context_share": 0.05},
+    "clip, few full": {"context": "clip", "full_context_share": 0.05, "filled_window_share": 0.5},
+    "clip, filled": {"context": "clip", "full_context_share": 0.1, "filled_window_share": 1.0},
 }
 RATE = 3e-4  # of fine-tuning
 SAMPLES, SEED = 2000, 1  # of the bootstrap
@@ -41,34 +43,38 @@ SAMPLES, SEED = 2000, 1  # of the bootstrap
 @click.option("--features", type=click.Path(path_type=Path), default="data/features")
 @click.option("--recipe", type=click.Path(path_type=Path), default="params.yaml", help="A whole params.yaml.")
 @click.option("--base-steps", default=1000, show_default=True)
-@click.option("--steps", type=(int, int), default=(300, 300), help="Of fine-tuning: on full windows; on others.")
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--ways", multiple=True, type=click.Choice(list(WAYS)), default=list(WAYS), help="Against the first.")
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    type=(click.Choice(list(WAYS)), int),
+    default=[(way, 500) for way in WAYS],
+    help="One way to fine-tune and its steps; each against the first.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to keep the edits by clip in.")
 def main(
     features: Path,
     recipe: Path,
     base_steps: int,
-    steps: tuple[int, int],
     seeds: int,
-    ways: tuple[str, ...],
+    ways: tuple[tuple[str, int], ...],
     out: Path | None,
 ) -> None:
     """Fine-tune one base at several contexts, and compare."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         base = train_base(folder, recipe, features, base_steps)
-        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {way: [] for way in ways}
+        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {way: [] for way, _ in ways}
         for seed in range(1, seeds + 1):
-            for way in ways:
-                n_steps = steps[WAYS[way]["context"] == "clip"]
-                settings = schedule(n_steps) | WAYS[way] | {"seed": seed, "learning_rate": RATE}
+            for way, steps in ways:
+                settings = schedule(steps) | WAYS[way] | {"seed": seed, "learning_rate": RATE}
                 place = folder / f"{way}-{seed}"
                 tune(place, recipe, settings, features, base)
                 found[way].append(read(place / "tuned", features / "test"))
                 own, full = (100 * edits.sum() / words(features / "test").sum() for edits in found[way][-1])
                 click.echo(f"{way}, seed {seed}: {own:.2f} %, on the full window {full:.2f} %", err=True)
-    compare(found, ways[0], words(features / "test"))
+    compare(found, ways[0][0], words(features / "test"))
     if out:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "edits.json", {way: [run[0].tolist() for run in runs] for way, runs in found.items()})
