@@ -23,7 +23,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, pipeline
 from bench.train import made_up
 from stages.asr.batches import BatchItem, ClipDataset, collate
 from stages.asr.decoding import decode_mels
-from stages.asr.device import autocast, best_device, half_precision
+from stages.asr.device import best_device, quick_precision
 from stages.asr.mel import FRAMES_PER_SECOND, MAX_SAMPLES, SAMPLE_RATE
 from stages.asr.model import SpeechModel
 from stages.asr.shards import Shards
@@ -83,8 +83,7 @@ def timed(work: Callable[[], object], clips: list[int]) -> float:
 def here(model: SpeechModel, shards: Shards, batch: int, clips: list[int]) -> None:
     """As ``evaluate`` decodes: on a GPU in its half precision."""
     lengths = [shards.entries[number].n_frames for number in clips]
-    device = model.whisper.device
-    with autocast(device, half_precision(device)):
+    with quick_precision(model.whisper.device):
         decode_mels(model, lengths, lambda number: shards.mel(clips[number]), batch, limit=tokens_of)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from stages.asr.augmentation import AugmentOptions, Change
 from stages.asr.decoding import decode_mels, token_limit
-from stages.asr.device import autocast, best_device, explain_out_of_memory, half_precision
+from stages.asr.device import best_device, explain_out_of_memory, quick_precision
 from stages.asr.mel import FRAMES_PER_SECOND, HOP_LENGTH, log_mel
 from stages.asr.model import SpeechModel, check_fit, load_model
 from stages.asr.probes import Probe, read_probes
@@ -83,7 +83,7 @@ def evaluate(
     size = compute.decode_batch_size
     recogniser = open_test(speech, test, size, model.name)
     others = open_probes(speech, probes, size, model.name) if probes else {}
-    with autocast(device, half_precision(device)), explain_out_of_memory(f"lower compute.decode_batch_size ({size})"):
+    with quick_precision(device), explain_out_of_memory(f"lower compute.decode_batch_size ({size})"):
         scores, heard, errors = measure(recogniser, settings)
         rows: Rows = []
         if speech.untrained:

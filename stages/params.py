@@ -410,21 +410,25 @@ class Evaluate(Section):
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
 
 
-def check_gpus(value: object) -> object:
-    """``auto``, or how many; raises ValueError, once where a union's parts would each complain."""
-    if value == "auto" or (type(value) is int and value >= 1):
-        return value
-    raise ValueError("must be auto, or a number from 1 on")
+def auto_or_from(least: int) -> PlainValidator:
+    """``auto``, or a number; raises ValueError, once where a union's parts would each complain."""
+
+    def check(value: object) -> object:
+        if value == "auto" or (type(value) is int and value >= least):
+            return value
+        raise ValueError(f"must be auto, or a number from {least} on")
+
+    return PlainValidator(check)
 
 
 class Compute(Section):
-    gpus: Annotated[int | Literal["auto"], PlainValidator(check_gpus)]
+    gpus: Annotated[int | Literal["auto"], auto_or_from(1)]
     processes: Count | None
     backend: Literal["processes", "dask", "ray"]
     address: Annotated[str, Field(min_length=1)] | None
     kept_gigabytes: Annotated[float, Field(ge=0)]
     decode_batch_size: Count
-    loader_workers: Annotated[int, Field(ge=0)]
+    loader_workers: Annotated[int | Literal["auto"], auto_or_from(0)]
     report_to: list[TrackerName]
 
     @model_validator(mode="after")

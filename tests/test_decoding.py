@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from stages.asr.decoder import ROOM
 from stages.asr.decoding import (
     SPARE_TOKENS,
     TOKENS_PER_SECOND,
+    UNASKED,
     batch_by_length,
     context_frames,
     decode,
@@ -147,23 +150,36 @@ def test_a_mel_is_padded_with_its_floor_or_cropped():
     assert np.array_equal(pad_or_trim(mel, 40), mel[:, :40])
 
 
-def test_batches_are_filled_with_clips_of_like_length(shards):
-    lengths = [entry.n_frames for entry in shards.entries]
-    batches = list(batch_by_length(lengths, 5))
-    assert [len(batch) for batch in batches] == [5, 5, 2]
+@pytest.mark.parametrize("context", ["clip", "full"])
+def test_batches_hold_clips_of_like_length_and_no_more_frames_than_full_windows_have(model, context):
+    model.context = context
+    lengths = [int(frames) for frames in np.random.default_rng(1).integers(1, model.window + 1, 200)] + [3] * 40
+    batches = list(batch_by_length(model, lengths, 5))
     numbers = [number for batch in batches for number in batch]
-    assert sorted(numbers) == list(range(len(shards)))
-    assert numbers == sorted(numbers, key=lambda number: (on_grid(lengths[number]), number))
+    assert numbers == sorted(range(len(lengths)), key=lambda number: (on_grid(lengths[number]), number))
+    for batch, following in pairwise(batches):
+        frames = context_frames(model, lengths[batch[-1]])
+        assert len(batch) * frames <= 5 * model.window and len(batch) <= 20
+        more = (len(batch) + 1) * context_frames(model, lengths[following[0]])
+        assert more > 5 * model.window or len(batch) == 20
+    assert len(batches[0]) == (20 if context == "clip" else 5)
+    for part in (batches[::2], batches[1::2]):  # as two ranks have them, and decoding finds the same batches again
+        mine = [number for batch in part for number in batch]
+        again = batch_by_length(model, [lengths[number] for number in mine], 5)
+        assert [[mine[place] for place in batch] for batch in again] == part
 
 
-def test_texts_that_end_are_left_out_and_change_nothing_for_the_others(precise, shards):
+@pytest.mark.parametrize("asked", [1, UNASKED])
+def test_texts_that_end_are_left_out_and_change_nothing_for_the_others(precise, shards, monkeypatch, asked):
     """Each text as it is alone: lengths, limits and ends differ, and room for keys is doubled on the way."""
+    monkeypatch.setattr("stages.asr.decoding.ask_every", lambda device: asked)
     mels = [torch.from_numpy(shards.mel(number)[:, : 20 + 10 * (number // 3)]) for number in range(len(shards))]
     limits = [0, 1, 3, 80, 9, 80, 2, 80, 5, 80, 80, 80]
     rows_of = []
     precise.whisper.proj_out.register_forward_pre_hook(lambda _, inputs: rows_of.append(len(inputs[0])))
     together = greedy_search(precise, mels, limits)
     assert rows_of[0] == len(mels) and rows_of == sorted(rows_of, reverse=True) and len(set(rows_of)) > 2
+    monkeypatch.setattr("stages.asr.decoding.ask_every", lambda device: 1)
     assert together == [greedy_search(precise, [mel], most)[0] for mel, most in zip(mels, limits, strict=True)]
     ends = [len(row) < most for row, most in zip(together, limits, strict=True)]
     assert any(ends) and max(map(len, together)) > ROOM

@@ -10,7 +10,7 @@ import torch
 
 from stages.asr.decoding import prompt_tokens, token_limit
 from stages.asr.mel import HOP_LENGTH, LOG_MEL_RANGE, SAMPLE_RATE, log_mel, pad_or_trim
-from stages.asr.model import save_model
+from stages.asr.model import load_model, save_model
 from stages.asr.probes import Probe, write_probes
 from stages.asr.shards import unpack_mel
 from stages.evaluate import Recogniser, Results, condition_changes, evaluate, short_names
@@ -135,6 +135,22 @@ def test_a_trained_model_is_measured_on_the_full_window_and_under_conditions(eva
     own = [float(row[3]) for row in rows(folder / "texts/tiny.tsv") if row[0] in fitting]
     assert float(table[0][2]) == pytest.approx(np.mean(own), abs=0.05)  # of three words each, to a tenth
     assert scores["conditions"] == len({row[1] for row in table[1:]}) == 9
+
+
+def test_a_device_with_half_precision_decodes_in_it(evaluated, trained, monkeypatch):
+    """In a GPU's place the processor, in bfloat16."""
+    monkeypatch.setattr("stages.asr.device.half_precision", lambda device: torch.bfloat16)
+    seen = set()
+
+    def load(*arguments):
+        speech = load_model(*arguments)
+        for part in (speech.whisper.model.encoder, speech.whisper.model.decoder):
+            part.layers[0].fc1.register_forward_hook(lambda module, _, output: seen.add((module, output.dtype)))
+        return speech
+
+    monkeypatch.setattr("stages.evaluate.load_model", load)
+    evaluated("hej på dig", model=trained)
+    assert len(seen) == 2 and {dtype for _, dtype in seen} == {torch.bfloat16}
 
 
 def test_what_is_not_asked_for_is_not_measured(evaluated, trained):

@@ -31,7 +31,7 @@ from stages.training.adapters import merge_adapters, remove_adapters
 from stages.training.checkpoints import Checkpoint, CheckpointManager, newest_first
 from stages.training.muon import Muon, orthogonalised
 from stages.training.resume import Start
-from stages.training.trainer import SpeechTrainer, regularisation, training_arguments
+from stages.training.trainer import SpeechTrainer, loader_workers, regularisation, training_arguments
 from stages.training.trial import largest_batches, random_state_kept
 from tests.support.material import TINY, compiled_for_cuda, speech, write_params, write_shards
 
@@ -355,6 +355,41 @@ def test_batches_are_pinned_for_a_gpu_alone(trainer, monkeypatch):
     assert not run.get_train_dataloader().pin_memory
     monkeypatch.setattr(type(run.args), "device", torch.device("cuda"))
     assert run.get_train_dataloader().pin_memory
+
+
+def test_a_gpu_trains_by_deterministic_ways_alone_in_tf32_and_tries_its_largest_batch_first(trainer, monkeypatch):
+    run = trainer("cpu")
+    assert not run.untried and run.create_optimizer().defaults["fused"]
+    monkeypatch.setattr(type(run.model), "device", torch.device("cuda"))
+    run = trainer("cuda", ctc_weight=0.0)  # whose head would go there
+    assert run.untried
+    monkeypatch.setattr(type(run.args), "device", torch.device("cuda"))
+    seen = []
+    run.train_from = lambda start: seen.append(
+        (torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_float32_matmul_precision())
+    )
+    try:
+        run.run(None)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.use_deterministic_algorithms(False)
+    assert seen == [(False, "high")]
+
+
+def test_batches_are_made_by_other_processes_beside_a_gpu_and_are_the_same(trainer):
+    """In a GPU's place the processor: batches do not know where they go."""
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    results = []
+    for workers in ("auto", 2):
+        run = trainer(f"workers-{workers}", dropout=0.1, spec_augment__time_prob=0.2, augment__noise=0.5)
+        run.compute = run.compute.model_copy(update={"loader_workers": workers})
+        assert loader_workers(run.compute, cpu) == (0 if workers == "auto" else 2)
+        assert loader_workers(run.compute, gpu) == (min(4, os.cpu_count()) if workers == "auto" else 2)
+        assert run.get_train_dataloader().num_workers == (0 if workers == "auto" else 2)
+        run.run(None)
+        results.append((run.weights(), run.curves.training.read_bytes(), run.curves.validation.read_bytes()))
+    (mine, *curves), (theirs, *other_curves) = results
+    assert curves == other_curves and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def overflow(frames: int, clips: int, training: bool):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from stages.asr.decoding import decode
 from stages.asr.mel import log_mel
@@ -68,6 +69,14 @@ def test_a_clips_text_is_decodes(talking, spoken, tmp_path, context):
     assert [without_loop(text) for text in texts] == [
         transcribe_window(talking, samples).text for samples in clips.values()
     ]
+
+
+def test_a_device_with_half_precision_hears_in_it(talking, spoken, monkeypatch):
+    monkeypatch.setattr("stages.asr.device.half_precision", lambda device: torch.bfloat16)
+    seen = set()
+    talking.whisper.model.decoder.layers[0].fc1.register_forward_hook(lambda *found: seen.add(found[2].dtype))
+    segment = transcribe_window(talking, spoken[0][: 2 * RATE])
+    assert seen == {torch.bfloat16} and all(0 <= word.probability <= 1 for word in segment.words)
 
 
 def test_a_window_at_another_level_has_the_same_text(talking, spoken):

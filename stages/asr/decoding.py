@@ -16,6 +16,8 @@ GRID = 50  # frames: clips are padded to the next multiple, whatever their neigh
 # second, Swedish 16. Bounds a transcript by its audio, so that a loop ends.
 TOKENS_PER_SECOND = 60
 SPARE_TOKENS = 8  # on top of that, for very short clips
+MOST_CLIPS = 4  # times as many as on the full window are decoded together, where they are short
+UNASKED = 8  # tokens of an accelerator, which works ahead: to ask it whether texts have ended is to wait for it
 WORTH_COPYING = 0.75  # of the texts are left: what they have heard is copied, and the others' steps are saved
 
 Progress = Callable[[Iterable[list[int]], int], Iterable[list[int]]]  # (batches of clips' numbers, how many) -> batches
@@ -89,14 +91,21 @@ def greedy_search(
             probabilities.append(torch.ones(len(mels), device=device).index_copy(0, rows, chosen))
         texts[rows, step] = best = best.masked_fill(ended, end)
         ended |= (best == end) | (limits[rows] == step + 1)
+        tokens = best[:, None]
+        if (step + 1) % ask_every(device):
+            continue
         left = (~ended).nonzero()[:, 0]
         if not len(left):
             break
         if len(left) <= WORTH_COPYING * len(rows):
             decoding.keep(left)
-            rows, stamps, ended, best = rows[left], stamps[left], ended[left], best[left]
-        tokens = best[:, None]
+            rows, stamps, ended, tokens = rows[left], stamps[left], ended[left], tokens[left]
     return [row[: row.index(end)] if end in row else row for row in texts.tolist()]
+
+
+def ask_every(device: torch.device) -> int:
+    """After how many tokens to see which texts have ended."""
+    return 1 if device.type == "cpu" else UNASKED
 
 
 def on_grid(n_frames: int) -> int:
@@ -114,10 +123,20 @@ def token_limit(n_frames: int) -> int:
     return int(on_grid(n_frames) / FRAMES_PER_SECOND * TOKENS_PER_SECOND) + SPARE_TOKENS
 
 
-def batch_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Clips, given their frames, as batches of their numbers: by their length on the grid, short ones first."""
-    numbers = sorted(range(len(lengths)), key=lambda number: on_grid(lengths[number]))
-    yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+def batch_by_length(model: SpeechModel, lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Clips, given their frames, as batches of their numbers: by their length on the grid, short ones first.
+
+    batch_size: clips on the full window; of those that the encoder sees less of, as many as have no more frames.
+    """
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: on_grid(lengths[number])):
+        room = batch_size * model.window // context_frames(model, lengths[number])
+        if len(batch) >= min(room, MOST_CLIPS * batch_size):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def decode(
@@ -143,7 +162,7 @@ def decode_mels(
     (n_mels, n_frames) float32 scaled log-mel. progress: wraps the batches, given their number. limit: the most tokens
     of a clip of so many frames. each: calls read for a batch's clips, in their order.
     """
-    batches = list(batch_by_length(lengths, batch_size))
+    batches = list(batch_by_length(model, lengths, batch_size))
     texts: dict[int, str] = {}
     for numbers in progress(batches, len(batches)):
         mels = [

@@ -29,6 +29,11 @@ def choose_precision(device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and quick else "fp32"
 
 
+def quick_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Have matrix products computed in the half precision of a device that has one: what speech is decoded in."""
+    return autocast(device, half_precision(device))
+
+
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
     """Have matrix products computed in dtype, and what needs its range in float32; with None all is as it is."""
     return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from stages.asr.decoding import Check, context_frames, greedy_search, token_limit
+from stages.asr.device import quick_precision
 from stages.asr.mel import FRAMES_PER_SECOND, SAMPLE_RATE, log_mel, pad_or_trim
 from stages.asr.model import SpeechModel
 from stages.asr.segments import Segment, Word
@@ -73,7 +74,8 @@ def transcribe_window(
     n_frames = mel.shape[1]
     mels = torch.from_numpy(pad_or_trim(mel, context_frames(model, n_frames)))[None]
     steps = list[torch.Tensor]()
-    (row,) = greedy_search(model, mels, token_limit(n_frames), probabilities=steps, check=check)
+    with quick_precision(model.whisper.device):
+        (row,) = greedy_search(model, mels, token_limit(n_frames), probabilities=steps, check=check)
     text = without_loop(" ".join(model.tokenizer.decode(row, skip_special_tokens=True).split()))
     end = start + len(samples) / SAMPLE_RATE
     if not text:

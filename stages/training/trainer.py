@@ -40,6 +40,7 @@ from stages.training.trial import largest_batches, make_batching, memory_remedy,
 
 RANDOM_STATE = "rng_state.pth"  # transformers' name for it
 PASSED_OVER = ("mps", "xpu")  # devices whose random generators transformers does not keep
+GPU_WORKERS = 4  # of loader_workers: auto
 GENERATOR = "accelerator"  # such a one in that file
 
 
@@ -155,7 +156,7 @@ class SpeechTrainer(Seq2SeqTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         sampler = self.make_sampler()
-        workers = self.compute.loader_workers
+        workers = loader_workers(self.compute, self.args.device)
         pinned = self.args.device.type == "cuda"  # so that a batch is copied while the one before it is computed
         loader: DataLoader[Any] = self.accelerator.prepare(
             DataLoader(self.clips, batch_sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pinned)
@@ -277,7 +278,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         """In percent, of the weights as they are; these ranks share the batches."""
         shards, size = self.validation.shards, self.compute.decode_batch_size
         lengths = [entry.n_frames for entry in shards.entries]
-        batches = ranks.part([*batch_by_length(lengths, size)])
+        batches = ranks.part([*batch_by_length(self.speech_model, lengths, size)])
         mine = [number for batch in batches for number in batch]  # of which decoding makes these same batches again
         with self.judging():
             texts = decode_mels(
@@ -464,7 +465,7 @@ def training_arguments(
         eval_steps=settings.eval_every,
         save_strategy="steps",
         save_steps=settings.save_every,
-        dataloader_num_workers=compute.loader_workers,
+        dataloader_num_workers=loader_workers(compute, device),
         remove_unused_columns=False,
         use_cpu=device.type == "cpu",
         accelerator_config={"non_blocking": device.type == "cuda"},
@@ -473,6 +474,13 @@ def training_arguments(
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several in one process are DataParallel: slower, and never in half
     return arguments
+
+
+def loader_workers(compute: Compute, device: torch.device) -> int:
+    """Processes that make batches ahead: beside a CPU's training they would take its cores."""
+    if compute.loader_workers != "auto":
+        return compute.loader_workers
+    return min(GPU_WORKERS, os.cpu_count() or 1) if device.type == "cuda" else 0
 
 
 @torch.inference_mode()

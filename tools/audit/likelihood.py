@@ -12,7 +12,7 @@ import torch
 from stages.asr.audio import AudioError, read_audio
 from stages.asr.batches import IGNORED, collate, label_tokens
 from stages.asr.decoding import context_frames, greedy_search, token_limit
-from stages.asr.device import best_device
+from stages.asr.device import best_device, quick_precision
 from stages.asr.labels import LabelStyle, LabelWriter
 from stages.asr.mel import FRAMES_PER_SECOND, SAMPLE_RATE, log_mel, pad_or_trim
 from stages.asr.model import START_TOKEN, SpeechModel, load_model
@@ -76,7 +76,8 @@ def score_texts(
         ]
         if heard:
             numbers, batch_mels, batch_labels = zip(*heard, strict=True)
-            found_here = score_batch(model, batch_mels, batch_labels)
+            with quick_precision(model.whisper.device):
+                found_here = [*score_batch(model, batch_mels, batch_labels)]
             for number, likelihood in zip(numbers, found_here, strict=True):
                 found[number] = likelihood
     return found

@@ -12,7 +12,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from stages.asr.decoding import decode
-from stages.asr.device import best_device
+from stages.asr.device import best_device, quick_precision
 from stages.asr.model import load_model
 from stages.asr.scoring import clip_edits, word_errors
 from stages.asr.shards import Shards
@@ -72,9 +72,10 @@ def validation_errors(root: Path, trial: FrozenTrial) -> tuple[np.ndarray, np.nd
             link_or_copy(path, Path(folder, name))
         model = load_model(Path(folder), best_device())
         size = params.compute.decode_batch_size
-        heard = decode(
-            model, shards, size, lambda batches, n: ProgressBar(batches, total=n, unit="batch", desc="decode")
-        )
+        with quick_precision(model.whisper.device):
+            heard = decode(
+                model, shards, size, lambda batches, n: ProgressBar(batches, total=n, unit="batch", desc="decode")
+            )
     pairs = [(normalise(entry.text), normalise(text)) for entry, text in zip(shards.entries, heard, strict=True)]
     references, hypotheses = map(list, zip(*(pair for pair in pairs if pair[0]), strict=True))
     errors = word_errors(references, hypotheses)
