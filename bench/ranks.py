@@ -1,12 +1,15 @@
 """``python -m bench.ranks``: several ranks train one run and are killed at random moments, against ranks left alone.
 
 A tiny model and clips without end: no clip may be lost or come twice in an epoch, whichever rank has it, and killed
-ranks, one of them or all, must end in the bytes of those that nobody touched.
+ranks, one of them or all, must end in the bytes of those that nobody touched, as must those that `torchrun` begins,
+each on a node of its own.
 """
 
 import os
 import random
 import shutil
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +21,7 @@ import click
 from stages.asr.batches import BatchItem, ClipDataset
 from stages.params import load_params
 from stages.pretrained import pretrained
-from tests.support.material import TINY, speech, write_params, write_shards
+from tests.support.material import ROOT, TINY, speech, write_params, write_shards
 from tests.support.ranks import Group, run_command, train_together
 from tests.support.training import RESULTS, SETTINGS, arguments, newest, results
 
@@ -51,6 +54,7 @@ def main(ranks: int, clips: int, epochs: int, kills: int, seed: int) -> None:
             sys.exit((place / "log").read_text()[-2000:])
         seconds = time.monotonic() - begun
         click.echo(count(place, ranks, clips, epochs))
+        click.echo(begin_by_torchrun(place, params, ranks))
         click.echo(kill(place, params, ranks, kills, seconds, rng))
 
 
@@ -87,6 +91,23 @@ def count(place: Path, ranks: int, clips: int, epochs: int) -> str:
         sys.exit(f"{clips * epochs - len(times)} clips lost, {sum(times.values()) - len(times)} given twice")
     shares = ", ".join(f"{len(lines):,}" for lines in given)
     return f"{epochs} epochs of {clips:,} clips: each clip once an epoch, {shares} by rank"
+
+
+def begin_by_torchrun(place: Path, params: Path, ranks: int) -> str:
+    """Returns a line, or exits where bytes differ."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    nodes = f"--nnodes {ranks} --nproc-per-node 1 --rdzv-backend c10d --rdzv-id 1 --local-addr 127.0.0.1".split()
+    command = [sys.executable, "-m", "torch.distributed.run", *nodes, "--rdzv-endpoint", meeting]
+    command += ["-m", "stages", "train", *arguments(place, "nodes", params)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (place / "nodes/log").open("w") as log:
+        agents = [subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log) for _ in range(ranks)]
+        statuses = [agent.wait() for agent in agents]
+    if any(statuses) or results(place, "nodes") != results(place, "whole"):
+        sys.exit((place / "nodes/log").read_text()[-2000:])
+    return f"begun by torchrun on {ranks} nodes: the same bytes"
 
 
 def kill(place: Path, params: Path, ranks: int, wanted: int, seconds: float, rng: random.Random) -> str:
