@@ -394,7 +394,7 @@ class Train(Section):
 class Conditions(Section):
     clips: Annotated[int, Field(ge=0)]
     lead_seconds: list[Annotated[float, Field(ge=0.01, le=10)]]
-    cut_seconds: list[Annotated[float, Field(ge=0.01, le=10)]]
+    cut_seconds: list[Annotated[float, Field(ge=0.01, le=0.1)]]  # of 0.8 s and more, for no clip loses over an eighth
     gain: list[Annotated[float, Field(ge=-60, le=60)]]
     snr: list[Annotated[float, Field(ge=-20, le=60)]]
     speed: list[Annotated[float, Field(ge=0.5, le=2)]]
