@@ -3,8 +3,8 @@
 Random weights in one of OpenAI's shapes, and noise as long as Common Voice's clips. The notebooks pad every clip to
 30 s, in batches of 2, 16 of which make a step, with gradient checkpointing; the Trainer's example has batches of 16
 without. Of each way batches forwards and back are timed, and the optimizer by itself, of which each clip bears its part
-of a step of 32. A CPU takes small batches: there, time goes with clips. Full windows are timed with a clip each; where
-some are filled with several, their time is taken to go with the windows, which are counted.
+of a step of 32. A CPU takes small batches: there, time goes with clips. Full windows are timed with a clip each, and
+filled with as many as fit, as the default has them; a share of such steps is the mean of them and of the others.
 """
 
 import math
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from stages.asr.batches import Batching, BatchItem, ClipDataset, LengthBucketSampler, Variation, collate
+from stages.asr.batches import BatchItem, ClipDataset, Variation, collate
 from stages.asr.device import best_device, half_precision
 from stages.asr.mel import FRAMES_PER_SECOND
 from stages.asr.model import SpeechModel
@@ -32,9 +32,7 @@ from tools.recipe import recipe_values
 
 SHORTEST, LONGEST, MEAN = 2.0, 10.0, 4.5  # seconds of Common Voice's clips
 SHARES = (0.02, 0.05, 0.1)  # of steps on full windows; the default's is the last
-FILLED = (0.5, 1.0)  # of those, the ones whose windows several clips share; the default's is the last
 STEP = 32  # clips of an optimizer step, in every way
-EPOCHS = 100  # whose windows are counted
 
 
 @click.command()
@@ -52,13 +50,9 @@ def main(size: str, device: str) -> None:
         }
         own = trained_here(values, model, shards, "clip", many, len(shards))
         full = trained_here(values, model, shards, "full", few, 2 * few)
-        windows = {filled: windows_a_clip(values, model, shards, many, filled) for filled in FILLED}
-    found["on full windows, a clip each"] = full
-    for filled, each in windows.items():
-        name = f"{filled:.0%} of their steps filled"
-        found[f"{name}, {each:.2f} windows a clip"] = full * each
-        for share in SHARES:
-            found[f"own lengths, {share:.0%} full windows, {name}"] = (1 - share) * own + share * full * each
+        filled = trained_here(values, model, shards, "full", many, len(shards), filled_window_share=1.0)
+    found |= {"on full windows, a clip each": full, "filled": filled}
+    found |= {f"own lengths, {share:.0%} full windows, filled": (1 - share) * own + share * filled for share in SHARES}
     baseline = next(iter(found.values()))
     click.echo(f"whisper-{size}'s shape on {place.type}, {values.train.precision}")
     for name, seconds in found.items():
@@ -139,31 +133,21 @@ def padded(values: Params, model: SpeechModel, shards: Shards, batch: int, check
     return clock.seconds / batch + clock.optimizer / STEP
 
 
-def windows_a_clip(values: Params, model: SpeechModel, shards: Shards, batch: int, filled: float) -> float:
-    """How many windows a clip costs in steps on full windows, where several clips share those of a share of steps."""
-    clips = ClipDataset(shards, model, values.train.max_label_tokens)
-    batching = Batching(batch, model.window, full_share=1.0, filled_share=filled)
-    sampler = LengthBucketSampler(clips, batching, values.train.seed)
-    windows = 0
-    for epoch in range(EPOCHS):
-        sampler.set_epoch(epoch)
-        windows += sum(map(len, sampler))
-    return windows / (EPOCHS * len(clips))
-
-
-def trained_here(values: Params, model: SpeechModel, shards: Shards, context: str, batch: int, n_clips: int) -> float:
+def trained_here(
+    values: Params, model: SpeechModel, shards: Shards, context: str, batch: int, n_clips: int, **settings: float
+) -> float:
     """Seconds a clip of the project's trainer on n_clips of them, once through."""
     steps = n_clips // batch
     changes: dict[str, Any] = {"context": context, "full_context_share": 0.0, "filled_window_share": 0.0}
     changes |= {"batch_size": batch, "gradient_accumulation": 1, "max_steps": steps, "epochs": None, "patience": None}
     changes |= {"gradient_checkpointing": "all" if context == "full" else "none"}  # of a run: full_windows
     changes |= {"log_every": 1000, "eval_every": 1000, "save_every": 1000, "warmup_steps": 0}
-    settings = values.train.model_copy(update=changes)
-    clips = ClipDataset(shards, model, settings.max_label_tokens, variation=Variation(settings.augment))
+    train = values.train.model_copy(update=changes | settings)
+    clips = ClipDataset(shards, model, train.max_label_tokens, variation=Variation(train.augment))
     clock = Sum(model.whisper.device, 0)  # warm by what came before
     with tempfile.TemporaryDirectory() as folder:
         manager: Any = NoCheckpoints(Path(folder))
-        trainer = SpeechTrainer(model, clips, clips, settings, values.compute, manager, Path(folder))
+        trainer = SpeechTrainer(model, clips, clips, train, values.compute, manager, Path(folder))
         trainer.add_callback(clock)
         trainer.partial = Path(folder)
         trainer.untried = False  # the largest batches' trial is no training
