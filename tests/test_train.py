@@ -446,6 +446,14 @@ def test_the_trial_changes_no_byte_of_a_run(trainer):
     assert tried == [(5, 80, 200), *without]
 
 
+def test_the_longest_clips_are_tried_too_where_full_windows_alone_are_checkpointed(trainer):
+    for checkpointing, expected in (("all", [200]), ("full_windows", [100, 200]), ("none", [200])):
+        run = trainer(checkpointing, gradient_checkpointing=checkpointing)
+        run.clips.most_frames = lambda: [50, 100]
+        tried = largest_batches(run.clips, run.settings, run.speech_model.window)
+        assert [batch["input_features"].shape[2] for batch in tried] == expected
+
+
 def test_no_batch_is_larger_than_the_one_that_is_tried(trainer):
     """In frames and tokens of its windows, or in both of one of two where seconds bound it."""
     for context, full_share, seconds in (

@@ -34,15 +34,17 @@ def make_batching(settings: Train, window: int, ranks: Ranks | None = None) -> B
 def largest_batches(clips: ClipDataset, settings: Train, window: int) -> list[dict[str, torch.Tensor]]:
     """What ``collate`` gives for batches that take as much memory as any of the run, in frames and in tokens.
 
-    One without batch_seconds; with it that of the longest windows, and that of the most clips. A filled window has more
-    tokens than these, in as many fewer rows.
+    That of the longest windows; that of the longest clips too, where full windows alone are checkpointed; and with
+    batch_seconds that of the most clips. A filled window has more tokens than these, in as many fewer rows.
     """
     batching = make_batching(settings, window)
-    longest = window if batching.full_share else max(clips.most_frames())
-    lengths = {longest}
+    longest_clip = min(max(clips.most_frames()), window)
+    lengths = {window if batching.full_share else longest_clip}
+    if settings.gradient_checkpointing == "full_windows" and batching.full_share < 1:
+        lengths.add(longest_clip)
     if batching.most_frames and batching.full_share < 1:
         shorter = max(batching.most_frames // settings.batch_size // GRID, 1) * GRID
-        lengths.add(min(shorter, max(clips.most_frames())))
+        lengths.add(min(shorter, longest_clip))
     wordiest = sorted(range(len(clips)), key=lambda place: len(clips.labels[place]), reverse=True)
     return [
         collate([clips[BatchItem((place,), n_frames)] for place in wordiest[: batching.limit(n_frames)]])
