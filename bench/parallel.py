@@ -22,7 +22,7 @@ from tests.support.material import ROOT
 
 SPINNING = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "30000000000"}  # libgomp's own where there are cores enough
 SEEDS = (2, 3)
-NEEDED = ("data/features", "models/pretrained")
+NEEDED = ("data/features/train", "data/features/validation", "models/pretrained")  # by train
 
 
 @click.command()
