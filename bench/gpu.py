@@ -5,6 +5,8 @@ says what holds, what does not, or why it was not tried; then pace and memory of
 bench.train and bench.evaluate, as far as the time allows. Wants no data. Ends with 1 where something does not hold.
 """
 
+import gc
+import importlib.util
 import shutil
 import signal
 import subprocess
@@ -204,13 +206,17 @@ def two_processes(place: Path, device: torch.device) -> str:
 
 def pace(way: str, size: str, device: torch.device) -> str:
     """Clips a second of training in one of bench.tuning's ways, in the device's own precision, and its peak memory."""
+    if way == TRIED[-1] and not importlib.util.find_spec("bitsandbytes"):
+        return "not tried: pip install bitsandbytes"
     batch = batch_of(device)
     with made_up(size, 4 * batch, device) as (values, model, shards):
         changes: dict[str, Any] = {"precision": own_precision(device)}
         changes |= {"precision": "fp32"} if way == TRIED[0] else WAYS.get(way, {})
         lora = values.train.lora.model_dump() | changes.pop("lora", {})
         values = values.model_copy(update={"train": Train(**values.train.model_dump() | changes | {"lora": lora})})
+        gc.collect()  # the model before, which refers to itself
         if device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         seconds = trained_here(values, model, shards, "clip", batch, 4 * batch)
         peak = f", {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else ""

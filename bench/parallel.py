@@ -39,12 +39,15 @@ def main(steps: int, rounds: int, busy: bool, spinning: bool) -> None:
     try:
         with tempfile.TemporaryDirectory() as place:
             folder = prepare(Path(place) / "repository", steps)
-            for number in range(rounds):
-                for workers, times in spent.items():
-                    seconds, digests = run(folder, f"{number}-{workers}", workers)
-                    times.append(seconds)
-                    tuned.add(digests)
-                    click.echo(f"dvc queue start -j {workers}: {seconds:.1f} s", err=True)
+            try:
+                for number in range(rounds):
+                    for workers, times in spent.items():
+                        seconds, digests = run(folder, f"{number}-{workers}", workers)
+                        times.append(seconds)
+                        tuned.add(digests)
+                        click.echo(f"dvc queue start -j {workers}: {seconds:.1f} s", err=True)
+            finally:
+                repository.run(folder, "dvc", "queue", "stop", "--kill")
     finally:
         if other:
             other.kill()
@@ -68,6 +71,7 @@ def prepare(folder: Path, steps: int) -> Path:
 
 def run(folder: Path, name: str, workers: int) -> tuple[float, tuple[str, ...]]:
     """Seconds of two experiments with so many workers, from their start; and the digests of their weights."""
+    shutil.rmtree(folder / "models/checkpoints", ignore_errors=True)  # else what the way before trained would be taken
     names = [f"{name}-{seed}" for seed in SEEDS]
     for each, seed in zip(names, SEEDS, strict=True):
         change = ["--allow-missing", "-S", f"train.seed={seed}", "train"]

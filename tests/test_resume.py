@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.material import ROOT, write_params
@@ -21,19 +22,23 @@ def place(tmp_path_factory, tiny, shards_folder) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "steps"),
-    [(signal.SIGKILL, -9, (8, 24, 44)), (signal.SIGINT, 130, (20,)), (signal.SIGTERM, 143, (20,))],
+    ("number", "status", "steps", "workers"),
+    [(signal.SIGKILL, -9, (8, 24, 44), 0), (signal.SIGINT, 130, (20,), 2), (signal.SIGTERM, 143, (20,), 0)],
     ids=["SIGKILL", "SIGINT", "SIGTERM"],
 )
-def test_a_stopped_run_ends_in_the_same_bytes(place, number, status, steps):
+def test_a_stopped_run_ends_in_the_same_bytes(place, number, status, steps, workers):
+    """Ctrl-C as a terminal has it, which all processes of the group get; processes that make batches change no byte."""
     name = number.name
+    params = write_params(place / f"{name}.yaml", SETTINGS | {"compute.loader_workers": workers})
     for step in steps:
-        process = start(place, name)
+        process = start(place, name, params)
         wait_for(process, lambda least=step: newest(place / name) >= least)
+        for maker in psutil.Process(process.pid).children() if number == signal.SIGINT else ():
+            maker.send_signal(number)
         process.send_signal(number)
         assert process.wait() == status
         assert not (place / name / "tuned").exists()
-    assert start(place, name).wait() == 0
+    assert start(place, name, params).wait() == 0
     assert results(place, name) == results(place, "whole")
     log = (place / name / "log").read_text()
     assert "Traceback" not in log

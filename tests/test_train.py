@@ -376,7 +376,7 @@ def test_a_gpu_trains_by_deterministic_ways_alone_in_tf32_and_tries_its_largest_
     assert seen == [(False, "high")]
 
 
-def test_batches_are_made_by_other_processes_beside_a_gpu_and_are_the_same(trainer):
+def test_batches_are_made_by_other_processes_beside_a_gpu_and_are_the_same(trainer, monkeypatch):
     """In a GPU's place the processor: batches do not know where they go."""
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     results = []
@@ -384,7 +384,11 @@ def test_batches_are_made_by_other_processes_beside_a_gpu_and_are_the_same(train
         run = trainer(f"workers-{workers}", dropout=0.1, spec_augment__time_prob=0.2, augment__noise=0.5)
         run.compute = run.compute.model_copy(update={"loader_workers": workers})
         assert loader_workers(run.compute, cpu) == (0 if workers == "auto" else 2)
-        assert loader_workers(run.compute, gpu) == (min(4, os.cpu_count()) if workers == "auto" else 2)
+        for free, expected in ((1 << 33, min(4, os.cpu_count())), (1 << 26, 0)):  # of shared memory
+            usage = SimpleNamespace(free=free)
+            monkeypatch.setattr("stages.training.trainer.shutil.disk_usage", lambda _, usage=usage: usage)
+            assert loader_workers(run.compute, gpu) == (expected if workers == "auto" else 2)
+        monkeypatch.undo()
         assert run.get_train_dataloader().num_workers == (0 if workers == "auto" else 2)
         run.run(None)
         results.append((run.weights(), run.curves.training.read_bytes(), run.curves.validation.read_bytes()))
@@ -447,11 +451,12 @@ def test_the_trial_changes_no_byte_of_a_run(trainer):
 
 
 def test_the_longest_clips_are_tried_too_where_full_windows_alone_are_checkpointed(trainer):
-    for checkpointing, expected in (("all", [200]), ("full_windows", [100, 200]), ("none", [200])):
+    for checkpointing, also in (("all", False), ("full_windows", True), ("none", False)):
         run = trainer(checkpointing, gradient_checkpointing=checkpointing)
-        run.clips.most_frames = lambda: [50, 100]
-        tried = largest_batches(run.clips, run.settings, run.speech_model.window)
-        assert [batch["input_features"].shape[2] for batch in tried] == expected
+        for longest, shorter in ((100, 100), (200, 150)):  # than the window, on which they would be checkpointed
+            run.clips.most_frames = lambda longest=longest: [50, longest]
+            tried = largest_batches(run.clips, run.settings, run.speech_model.window)
+            assert [batch["input_features"].shape[2] for batch in tried] == [*([shorter] if also else []), 200]
 
 
 def test_no_batch_is_larger_than_the_one_that_is_tried(trainer):

@@ -4,6 +4,8 @@ import contextlib
 import math
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -41,6 +43,8 @@ from stages.training.trial import largest_batches, make_batching, memory_remedy,
 RANDOM_STATE = "rng_state.pth"  # transformers' name for it
 PASSED_OVER = ("mps", "xpu")  # devices whose random generators transformers does not keep
 GPU_WORKERS = 4  # of loader_workers: auto
+SHARED = Path("/dev/shm")  # where they lay batches, each some 15 MB on full windows
+SHARED_BYTES = 1 << 30  # a container may have 64 MB of it
 GENERATOR = "accelerator"  # such a one in that file
 
 
@@ -159,7 +163,17 @@ class SpeechTrainer(Seq2SeqTrainer):
         workers = loader_workers(self.compute, self.args.device)
         pinned = self.args.device.type == "cuda"  # so that a batch is copied while the one before it is computed
         loader: DataLoader[Any] = self.accelerator.prepare(
-            DataLoader(self.clips, batch_sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pinned)
+            DataLoader(
+                self.clips,
+                batch_sampler=sampler,
+                collate_fn=collate,
+                num_workers=workers,
+                pin_memory=pinned,
+                worker_init_fn=leave_interrupts,
+                multiprocessing_context="fork"
+                if workers and sys.platform == "linux"
+                else None,  # else each imports torch
+            )
         )
         return loader
 
@@ -477,10 +491,17 @@ def training_arguments(
 
 
 def loader_workers(compute: Compute, device: torch.device) -> int:
-    """Processes that make batches ahead: beside a CPU's training they would take its cores."""
+    """Processes that make batches ahead of each rank: beside a CPU's training they would take its cores."""
     if compute.loader_workers != "auto":
         return compute.loader_workers
-    return min(GPU_WORKERS, os.cpu_count() or 1) if device.type == "cuda" else 0
+    if device.type != "cuda" or (SHARED.is_dir() and shutil.disk_usage(SHARED).free < SHARED_BYTES):
+        return 0
+    return min(GPU_WORKERS, max((os.cpu_count() or 1) // current_ranks().count, 1))
+
+
+def leave_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal's group, to the one that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @torch.inference_mode()

@@ -40,8 +40,8 @@ def largest_batches(clips: ClipDataset, settings: Train, window: int) -> list[di
     batching = make_batching(settings, window)
     longest_clip = min(max(clips.most_frames()), window)
     lengths = {window if batching.full_share else longest_clip}
-    if settings.gradient_checkpointing == "full_windows" and batching.full_share < 1:
-        lengths.add(longest_clip)
+    if settings.gradient_checkpointing == "full_windows" and batching.full_share < 1 and window > GRID:
+        lengths.add(min(longest_clip, window - GRID))
     if batching.most_frames and batching.full_share < 1:
         shorter = max(batching.most_frames // settings.batch_size // GRID, 1) * GRID
         lengths.add(min(shorter, longest_clip))
