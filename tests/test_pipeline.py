@@ -180,6 +180,7 @@ def test_queued_experiments_killed_with_their_worker_go_on_when_queued_again(clo
     run(clone, "dvc", "queue", "kill", "--force", *names)
     names = queue()
     begin_workers(clone, "dvc", "queue", "start", "-j", "2")  # --run-all may wait for ever once workers were killed
+    end = time.monotonic() + 5 * PATIENCE
     while run(clone, "dvc", "queue", "status").count("Success") < 2:
         assert time.monotonic() < end, run(clone, "dvc", "queue", "status")
         time.sleep(0.5)
