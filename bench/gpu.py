@@ -21,6 +21,7 @@ import click
 import numpy as np
 import torch
 
+from bench.ranks import last_step
 from bench.train import made_up, trained_here
 from bench.tuning import WAYS
 from stages.asr.device import autocast, best_device, choose_precision, half_precision
@@ -190,8 +191,7 @@ def out_of_memory(place: Path, device: torch.device) -> str:
     del filler
     torch.cuda.empty_cache()
     last = (large / "full" / "log").read_text().strip().splitlines()[-1]
-    curve = large / "full/curves/training.tsv"
-    steps = len(curve.read_text().splitlines()) - 1 if curve.exists() else 0
+    steps = last_step(large / "full")
     holds = status == 1 and "the memory of the GPU ran out" in last and not steps
     return f"{'holds' if holds else 'DOES NOT HOLD'}: status {status} after {steps} steps, {last!r}"
 

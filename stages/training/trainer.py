@@ -42,10 +42,10 @@ from stages.training.trial import largest_batches, make_batching, memory_remedy,
 
 RANDOM_STATE = "rng_state.pth"  # transformers' name for it
 PASSED_OVER = ("mps", "xpu")  # devices whose random generators transformers does not keep
+GENERATOR = "accelerator"  # such a one in that file
 GPU_WORKERS = 4  # of loader_workers: auto
 SHARED = Path("/dev/shm")  # where they lay batches, each some 15 MB on full windows
 SHARED_BYTES = 1 << 30  # a container may have 64 MB of it
-GENERATOR = "accelerator"  # such a one in that file
 
 
 class SpeechTrainer(Seq2SeqTrainer):
@@ -161,6 +161,7 @@ class SpeechTrainer(Seq2SeqTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         sampler = self.make_sampler()
         workers = loader_workers(self.compute, self.args.device)
+        forked = "fork" if workers and sys.platform == "linux" else None  # else each imports torch, every epoch
         pinned = self.args.device.type == "cuda"  # so that a batch is copied while the one before it is computed
         loader: DataLoader[Any] = self.accelerator.prepare(
             DataLoader(
@@ -170,9 +171,7 @@ class SpeechTrainer(Seq2SeqTrainer):
                 num_workers=workers,
                 pin_memory=pinned,
                 worker_init_fn=leave_interrupts,
-                multiprocessing_context="fork"
-                if workers and sys.platform == "linux"
-                else None,  # else each imports torch
+                multiprocessing_context=forked,
             )
         )
         return loader
