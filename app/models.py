@@ -135,6 +135,12 @@ def check_decoding(model: "SpeechModel", folder: Path) -> None:
 
     from stages.asr.decoding import GRID, context_frames, greedy_search
 
+    said = vars(model.whisper.generation_config)
+    if lacking := [name for name in ("language", "task", "lang_to_id", "task_to_id") if not said.get(name)]:
+        raise UserError(
+            f"{folder}/generation_config.json lacks {', '.join(lacking)}: a multilingual Whisper's names them all, with"
+            ' what to hear, such as "language": "sv" and "task": "transcribe"'
+        )
     try:
         silence = torch.full((1, model.whisper.config.num_mel_bins, model.window), LOG_MEL_SILENCE)
         context = context_frames(model, min(GRID, model.window))

@@ -194,6 +194,13 @@ SWEDISH_ERRORS = {
     "{} cannot decode: {}: is it whole, and was it made by this project?": (
         "{} kan inte avkoda: {}: är den hel, och kommer den från det här projektet?"
     ),
+    (
+        "{}/generation_config.json lacks {}: a multilingual Whisper's names them all, with what to hear, such as"
+        ' "language": "sv" and "task": "transcribe"'
+    ): (
+        "{}/generation_config.json saknar {}: en flerspråkig Whispers har alla, med vad som ska höras, till exempel"
+        ' "language": "sv" och "task": "transcribe"'
+    ),
     "{} contains no *.safetensors: run the stage that writes it, or `dvc pull`": (
         "{} innehåller ingen *.safetensors: kör steget som skriver den, eller `dvc pull`"
     ),

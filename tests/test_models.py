@@ -453,3 +453,11 @@ def test_a_space_without_a_card_has_its_model(published, readme):
 def test_a_folder_without_a_model_is_told(tmp_path):
     with pytest.raises(UserError, match=r"holds no \*\.safetensors"):
         folder_models(tmp_path, 1)
+
+
+def test_a_model_that_is_not_told_what_to_hear_is_named_with_the_remedy(published):
+    """As OpenAI's own folder comes."""
+    path = published / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"language": None, "task": None}))
+    with pytest.raises(UserError, match=r'generation_config\.json lacks language, task: .*"language": "sv"'):
+        folder_models(published, 1).load("viska-sv")
