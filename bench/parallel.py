@@ -2,7 +2,7 @@
 
 The first steps of the shipped training with two seeds, through DVC's queue with one worker and with two, in turn; the
 weights must be the same bytes. ``--busy``: beside a process that computes all the time. ``--spinning``: with threads
-that wait as OpenMP has it by default, and not asleep as the stages have it. Wants what `make repro` leaves.
+that spin while they wait, OpenMP's default, and do not soon sleep as the stages' do. Wants what `make repro` leaves.
 """
 
 import os

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 STAGES = ("download", "featurize", "pretrained", "train", "evaluate")
 
-# Threads of a torch operation that wait for one another sleep instead of spinning: where other processes want the cores
-# too, such as a second experiment of the queue, spinning makes both several times slower. It changes no result.
-SHARING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+# Threads of a torch operation that wait for one another sleep after spinning for some microseconds, in which most waits
+# end: where other processes want the cores too, such as a second experiment of the queue, spinning longer makes both
+# several times slower. It changes no result.
+SHARING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 
 
 def share_cores() -> None:
