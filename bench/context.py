@@ -68,7 +68,7 @@ def main(
         found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {way: [] for way, _ in ways}
         for seed in range(1, seeds + 1):
             for way, steps in ways:
-                settings = schedule(steps) | WAYS[way] | {"seed": seed, "learning_rate": RATE}
+                settings = schedule(steps) | WAYS[way] | {"seed": seed, "learning_rate": RATE, "optimizer": "adamw"}
                 place = folder / f"{way}-{seed}"
                 tune(place, recipe, settings, features, base)
                 found[way].append(read(place / "tuned", features / "test"))

@@ -58,7 +58,7 @@ def main(features: Path, recipe: Path, base: Path, steps: int, ways: tuple[str, 
         click.echo(f"| the base | {own:.2f} | {full:.2f} | | | | | |")
         first = None
         for way in ways or WAYS:
-            changes = schedule(steps) | {"learning_rate": RATE} | WAYS[way]
+            changes = schedule(steps) | {"learning_rate": RATE, "optimizer": "adamw"} | WAYS[way]
             lora = values.train.lora.model_dump() | changes.pop("lora", {})
             settings = Train(**values.train.model_dump() | changes | {"lora": lora})
             with multiprocessing.get_context("spawn").Pool(1) as pool:

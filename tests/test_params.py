@@ -158,7 +158,7 @@ def test_everything_that_is_wrong_is_told_at_once(settings):
 @pytest.mark.parametrize("written", ["1e-5", "1.0e-5", "0.00001", "1E-5"])
 def test_a_power_of_ten_is_a_number_however_it_is_written(tmp_path, written):
     shipped = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(shipped.replace("learning_rate: 3e-3", f"learning_rate: {written}"))
+    (tmp_path / "params.yaml").write_text(shipped.replace("learning_rate: 6e-3", f"learning_rate: {written}"))
     train = load_params(tmp_path / "params.yaml").train
     assert train.learning_rate == 1e-5
 

@@ -256,7 +256,7 @@ def test_the_card_is_valid_and_says_what_the_revision_says(release, project):
     assert "on the full window of 2 s, 6 of the clips;" in " ".join(card.text.split())
     assert "| WER, raw text | 23.4 | 23.4 |" in card.text
     assert "| WER, new voices | 13.0 | 13.0 | 9.0 to 17.0 by clip, 1 speaker |" in card.text
-    assert "learning_rate: 3e-3" in card.text
+    assert "learning_rate: 6e-3" in card.text
     assert "| train | 1,999 | 2.0 | 12 | 4 |" in card.text
     lock = YAML(typ="safe").load(project / "dvc.lock")["stages"]["train"]
     hashes = [item["md5"] for item in [*lock["deps"], *lock["outs"]] if item["path"].startswith(("data/fea", "models"))]

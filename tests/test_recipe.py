@@ -148,7 +148,7 @@ def test_values_besides_the_recipe(params):
         *("--set", "download.common_voice.train.tables=[train, other]", "--set", "whisper.scratch={seed: 7}"),
     )
     assert result.returncode == 0
-    assert "train.learning_rate: 3e-3 → 2e-5" in result.stdout.splitlines()
+    assert "train.learning_rate: 6e-3 → 2e-5" in result.stdout.splitlines()
     values = dict(flatten(load(params)))
     assert values["train.learning_rate"] == 2e-5
     assert values["train.max_steps"] == 100
@@ -279,7 +279,7 @@ def test_check_says_what_the_default_needs_and_changes_nothing(params):
     assert {"data", "clips", "download", "disk", "memory", "time"} <= said.keys()
     assert said["clips"].startswith("3,000 train, 150 validation, 400 test (params.yaml)")
     assert re.search(r"^\d\.\d GB \(raw clips .*estimated\); \d+\.\d GB are free$", said["disk"])
-    assert "1500 steps of" in said["time"] and "900 clips of" in said["time"] and "measured" in said["time"]
+    assert "1000 steps of" in said["time"] and "900 clips of" in said["time"] and "measured" in said["time"]
     assert params.read_bytes() == before
 
 

@@ -65,7 +65,7 @@ def test_the_present_values_come_first_and_an_interrupted_sweep_draws_what_a_who
     while assignment := whole.next():
         drawn.append(assignment.values)
         finish(whole, assignment)
-    assert drawn[0] == {RATE: 3e-3, DECAY: 0.01}
+    assert drawn[0] == {RATE: 6e-3, DECAY: 0.01}
     assert len(drawn) == 4 == len({tuple(values.values()) for values in drawn})
     assert all(values[RATE] == float(f"{values[RATE]:.3g}") for values in drawn)
     again = []
@@ -169,7 +169,7 @@ def test_names_can_be_read_and_say_of_which_sweep():
         ({"space": {RATE: {"low": 0.1, "high": 2.0}}}, "space: train.learning_rate:.*less than or equal to 1, found 2"),
         ({"space": {RATE: {"low": 0.1}}}, "space.train.learning_rate: wants choices, or low and a greater high"),
         ({"space": {"featurize.n_mels": {"choices": [80, 128]}}}, "a sweep turns keys of whisper and train alone"),
-        ({"space": {RATE: {"low": 1e-6, "high": 1e-5}}}, "start: train.learning_rate 0.003 is outside of its space"),
+        ({"space": {RATE: {"low": 1e-6, "high": 1e-5}}}, "start: train.learning_rate 0.006 is outside of its space"),
         ({"overrides": {"train.eval_every": 7}}, "overrides:.*eval_every must be a multiple of log_every"),
         ({"overrides": {DECAY: 0.0}}, "train.weight_decay: in space or in overrides, not in both"),
         ({"start": [{"train.dropout": 0.1}]}, "start: train.dropout: not in space"),

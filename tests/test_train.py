@@ -36,6 +36,7 @@ from stages.training.trial import largest_batches, random_state_kept
 from tests.support.material import TINY, compiled_for_cuda, speech, write_params, write_shards
 
 SHORT = {
+    "train.optimizer": "adamw",
     "train.batch_size": 4,
     "train.learning_rate": 1e-2,
     "train.warmup_steps": 1,

@@ -19,6 +19,7 @@ from tests.support.material import ROOT, write_params
 SETTINGS = {
     "train.batch_size": 4,
     "train.learning_rate": 1e-2,
+    "train.optimizer": "adamw",
     "train.warmup_steps": 2,
     "train.max_steps": 60,
     "train.log_every": 1,
