@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "with texts before": {"prompt_share": 0.1},
     "mean of 5 evaluations": {"average": 5, "eval_every": 50, "save_every": 250},
     "AdamW": {"optimizer": "adamw", "learning_rate": 3e-3},
-    "and its usual beta2 of 0.999": {"optimizer": "adamw", "learning_rate": 3e-3, "adam_beta2": 0.999},
+    "AdamW's beta2 of 0.999": {"optimizer": "adamw", "learning_rate": 3e-3, "adam_beta2": 0.999},
 }
 
 
