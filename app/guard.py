@@ -194,8 +194,12 @@ class Visitors:
         if not self.is_proxy(client):
             headers = [(name, value) for name, value in scope["headers"] if name.lower() not in FORWARDED]
             return {**scope, "headers": headers}
-        chain = [part.strip() for part in Headers(scope=scope).get("x-forwarded-for", "").split(",") if part.strip()]
-        beyond = chain if self.any_name else [address for address in chain if not self.is_proxy(address)][-1:]
+        lines = Headers(scope=scope).getlist("x-forwarded-for")  # a proxy may add a line of its own to a visitor's
+        chain = [without_port(part) for part in ",".join(lines).split(",") if part.strip()]
+        if self.any_name:
+            beyond = [address for address in chain if address not in OWN_COMPUTER]
+        else:
+            beyond = [address for address in chain if not self.is_proxy(address)][-1:]
         visitor = next(iter(beyond), client)
         return {**scope, "client": (visitor, 0)}
 
@@ -221,8 +225,21 @@ class Visitors:
         if origin is None:
             return
         theirs = origin.partition("://")[2].lower()
-        if theirs != host.lower() and host_name(theirs) not in self.names - set(LOOPBACK):
+        page = host_name(theirs)
+        if theirs == host.lower() or page in self.names - set(LOOPBACK):
+            return
+        if page in LOOPBACK:  # whatever else this computer serves
             raise RefusedError(403, "Another page may not use this one.")
+        known = f"if {page[:80]!r} is this page's own name, put it in app.hosts of params.yaml."
+        raise RefusedError(403, f"Another page may not use this one: {known}")
+
+
+def without_port(address: str) -> str:
+    """An address of X-Forwarded-For, to which some proxies add a port: ``1.2.3.4:567``, ``[::1]:567``."""
+    address = address.strip()
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.partition(":")[0] if address.count(":") == 1 else address
 
 
 def host_name(host: str) -> str:

@@ -80,6 +80,7 @@ def build_improve_tab(page: gr.Blocks, corpus: Path, params: Path, last: gr.Stat
                 correct = gr.Button(localized("correct"), size="sm")
             said = gr.Textbox(label=localized("said"), lines=3, max_lines=8, elem_id="said")
         with gr.Column(min_width=300):
+            gr.Markdown(localized("insecure"), elem_classes="insecure-only")
             recording = gr.Audio(sources=["microphone"], label=localized("recording"), elem_id="recording", buttons=[])
     consent = gr.Checkbox(label=localized("consent"), elem_id="consent")
     save = gr.Button(localized("save"), variant="primary", elem_id="save")

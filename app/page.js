@@ -53,6 +53,17 @@
     if (moved >= end) end = Infinity; // somebody went on by hand
   }, true);
 
+  // Browsers give the microphone and the clipboard to pages of https and of this computer alone.
+  document.documentElement.classList.toggle("insecure", !isSecureContext);
+  window.viskaCopy = (text) => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const area = document.body.appendChild(document.createElement("textarea"));
+    area.value = text;
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  };
+
   // Text while somebody speaks. The recorder's own stream is listened to: a second one may mute it.
   const devices = navigator.mediaDevices;
   let stream = null;
@@ -124,8 +135,12 @@
     send(own);
   };
   window.viskaStop = () => {
-    if (!speaking) return;
+    if (!speaking || speaking.ended) return;
     speaking.ended = true;
     speaking.context.close();
   };
+  window.viskaPause = () => speaking?.ended || speaking?.context.suspend();
+  document.addEventListener("click", (event) => { // gradio tells of no resuming
+    if (event.target.closest("#microphone .resume-button")) speaking?.ended || speaking?.context.resume();
+  });
 }

@@ -69,9 +69,7 @@ SPEAKER_STORAGE: dict[str, Any] = {  # no secret: the id means nothing to anybod
 FORGED = "This is not what the page sends: reload it and try again."
 HIDDEN = gr.update(visible=False)
 SMALL_BUTTON: dict[str, Any] = {"interactive": False, "size": "sm", "min_width": 64}
-COPY_JS = (
-    "() => navigator.clipboard.writeText([...document.querySelectorAll('#%s span')].map(e => e.innerText).join(' '))"
-)
+COPY_JS = "() => { viskaCopy([...document.querySelectorAll('#%s span')].map(e => e.innerText).join(' ')) }"
 # The first click lets the segments be edited; the second gives their texts to the server.
 EDIT_JS = """() => {
     const texts = [...document.querySelectorAll('#%s span')], editing = texts.some(e => e.isContentEditable);
@@ -79,7 +77,7 @@ EDIT_JS = """() => {
     editing || texts[0]?.focus();
     return [editing ? JSON.stringify(texts.map(e => e.innerText)) : '', null, null];
 }"""
-SPEAK_JS, SILENT_JS = "(model) => { viskaSpeak(model); return [model] }", "() => { viskaStop() }"
+SPEAK_JS = "(model) => { viskaSpeak(model); return [model] }"
 Source = tuple[Path | str, str]  # a file, or a video's address, and what is known to be said in it
 Update = dict[Any, Any]  # new values by component
 
@@ -173,8 +171,8 @@ def build_transcribe_tab(
         queued = event(view.show_waiting, None, [view.status, view.stop], **UNQUEUED)
         queued.then(handler, [*source, *chosen], view.outputs, **how, **PRIVATE)
     microphone.start_recording(view.show_listening, chosen[0], view.outputs, js=SPEAK_JS, **UNQUEUED)
-    for end in (microphone.pause_recording, microphone.stop_recording):
-        end(None, None, None, js=SILENT_JS, **UNQUEUED)
+    microphone.pause_recording(None, None, None, js="() => { viskaPause() }", **UNQUEUED)
+    microphone.stop_recording(None, None, None, js="() => { viskaStop() }", **UNQUEUED)
     view.stop.click(view.show_stopping, None, [view.status, view.stop], **UNQUEUED)
 
 
@@ -220,6 +218,7 @@ def source_inputs() -> list[tuple[Any, gr.Button, str]]:
     """Microphone, file and video address, each with its button and the text that asks for it where it is empty."""
     with gr.Tabs():
         with gr.Tab(localized("speak")):
+            gr.Markdown(localized("insecure"), elem_classes="insecure-only")
             microphone = gr.Audio(
                 sources=["microphone"], label=localized("microphone"), elem_id="microphone", buttons=[]
             )

@@ -129,6 +129,7 @@ def private_folder() -> Iterator[Path]:
 def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: bool) -> Iterator[str]:
     """The page on a port; gives its address. Raises UserError where the port is taken."""
     page.queue(max_size=None, api_open=False)
+    host = host.strip("[]")  # which an IPv6 address may have, and gradio wants
     visitors = Visitors.of_server(host, share, settings)
     folder = UploadFolder(
         Path(get_upload_folder()), settings.quota_megabytes * MEGABYTE, settings.timeout_seconds + KEEP_SECONDS
@@ -137,7 +138,7 @@ def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: 
     guard = Middleware(Guard, visitors=visitors, folder=folder, max_upload=settings.max_megabytes * MEGABYTE)
     try:
         _, local_url, share_url = page.launch(
-            server_name=host,
+            server_name=f"[{host}]" if ":" in host else host,
             server_port=port,
             share=share,
             state_session_capacity=MAX_SESSIONS,
@@ -163,7 +164,8 @@ def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: 
         if error.errno not in (None, errno.EADDRINUSE, errno.EACCES):
             raise
         raise UserError(
-            f"port {port} on {host} is not available: another program may be using it; choose one with --port"
+            f"port {port} on {host} is not available: another program may be using it, which --port avoids, or the"
+            " address is none of this computer's"
         ) from None
     except (ValueError, httpx.TransportError) as error:  # gradio asks its page whether it is there, and waits 3 s
         if isinstance(error, ValueError) and "localhost is not accessible" not in str(error):

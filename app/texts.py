@@ -12,6 +12,7 @@ ENGLISH = {
     "none": "no other model",
     "speak": "Speak",
     "microphone": "Microphone",
+    "insecure": "Browsers give the microphone only to pages of https and of their own computer: this one is neither.",
     "file": "File",
     "upload": "An audio or video file",
     "examples": "Click an example, and read what the model hears:",
@@ -83,6 +84,7 @@ SWEDISH = {
     "none": "ingen annan modell",
     "speak": "Tala",
     "microphone": "Mikrofon",
+    "insecure": "Webbläsare ger mikrofonen bara till sidor över https och på den egna datorn: den här är ingetdera.",
     "file": "Fil",
     "upload": "En ljud- eller videofil",
     "examples": "Klicka på ett exempel och läs vad modellen hör:",
@@ -350,6 +352,9 @@ SWEDISH_ERRORS = {
         "Den här sidan går inte under namnet {}: se app.hosts i params.yaml."
     ),
     "Another page may not use this one.": "En annan sida får inte använda den här.",
+    "Another page may not use this one: if {} is this page's own name, put it in app.hosts of params.yaml.": (
+        "En annan sida får inte använda den här: om {} är den här sidans namn, skriv in det i app.hosts i params.yaml."
+    ),
     "The request is not as this page sends it.": "Begäran ser inte ut som den här sidans.",
     "An upload has to say how long it is.": "En uppladdning måste ange hur lång den är.",
     "A file may have {} MB: send a shorter one, or as mp3.": "En fil får ha {} MB: skicka en kortare, eller som mp3.",

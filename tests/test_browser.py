@@ -78,7 +78,7 @@ def demo(tmp_path_factory, models, clips, site) -> Iterator[Demo]:
     folder = tmp_path_factory.mktemp("demo")
     (folder / "example.wav").write_bytes(clips[2].read_bytes())
     fetch_audio = partial(video.fetch_audio, source=site.source)
-    with serve(models, folder, fetch_audio, max_seconds=3600, max_megabytes=200) as demo:
+    with serve(models, folder, fetch_audio, max_seconds=3600, max_megabytes=200, hosts=["viska.test"]) as demo:
         yield demo
 
 
@@ -175,6 +175,39 @@ def test_the_microphone_gives_text_while_one_speaks_and_at_the_end_that_of_the_r
     expect_text(page, segments(demo, recorded))
     page.locator("#transcribe-speak").click()
     expect_text(page, segments(demo, recorded))
+
+
+def test_nothing_is_heard_in_a_break_and_after_it_the_text_follows_again(page):
+    said, calls = [], []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: calls.append(request) if request.url.endswith("/run/live") else None)
+    kept = "constructor(context, name) { super(context, name); window.heard = context; }"
+    page.add_init_script(f"AudioWorkletNode = class extends AudioWorkletNode {{ {kept} }}")
+    page.reload()
+    box = page.locator("#microphone")
+    box.get_by_role("button", name="Record").click()
+    expect(page.locator("#live p")).to_have_text(re.compile(r"\w"))
+    box.get_by_role("button", name="pause").click()
+    page.wait_for_function("heard.state === 'suspended'")
+    box.get_by_role("button", name="Resume").click()
+    paused = len(calls)
+    until(lambda: page.wait_for_timeout(50) or len(calls) > paused + 1)
+    box.get_by_role("button", name="Stop").first.click()
+    expect(page.locator("#status")).to_contain_text("Done: 0:0")
+    assert not said
+
+
+def test_a_page_that_is_not_secure_copies_and_says_why_it_has_no_microphone(demo, page, clips):
+    note = page.get_by_text("Browsers give the microphone only to pages of https")
+    expect(note.first).to_be_hidden()
+    page.goto(demo.url.replace("127.0.0.1", "viska.test"))
+    expect(note.first).to_be_visible()
+    transcribe_file(page, clips[0])
+    expect_text(page, segments(demo, clips[0]))
+    page.evaluate("document.addEventListener('copy', () => window.copied = getSelection().toString())")
+    page.get_by_role("button", name="Copy").click()
+    page.wait_for_function("() => window.copied !== undefined")
+    assert page.evaluate("window.copied") == words(segments(demo, clips[0]))
 
 
 def test_a_videos_address(demo, page, site, clips):

@@ -142,6 +142,26 @@ def test_forwarded_headers_count_from_a_named_proxy_alone(demo, settings):
 
 
 @pytest.mark.parametrize(
+    ("lines", "visitor"),
+    [
+        (["127.0.0.1, 9.9.9.9"], "9.9.9.9"),
+        (["127.0.0.1", "9.9.9.9"], "9.9.9.9"),  # the visitor's own line, and the proxy's
+        (["8.8.8.8", "9.9.9.9, 10.5.5.5"], "9.9.9.9"),
+        (["9.9.9.9:51234"], "9.9.9.9"),
+        (["9.9.9.9:51234, 10.5.5.5:443"], "9.9.9.9"),
+        (["[2001:db8::1]:51234"], "2001:db8::1"),
+        (["2001:db8::1"], "2001:db8::1"),
+        ([""], "10.1.2.3"),
+        ([], "10.1.2.3"),
+    ],
+)
+def test_a_visitor_behind_a_proxy_is_whom_the_proxy_names(settings, lines, visitor):
+    visitors = Visitors.of_server("127.0.0.1", False, settings.model_copy(update={"proxies": ["10.0.0.0/8"]}))
+    headers = [(b"x-forwarded-for", line.encode()) for line in lines]
+    assert visitors.seen({"type": "http", "client": ("10.1.2.3", 5), "headers": headers})["client"][0] == visitor
+
+
+@pytest.mark.parametrize(
     ("host", "name", "allowed"),
     [
         ("127.0.0.1", "localhost:7860", True),
@@ -180,7 +200,9 @@ def test_a_space_is_its_own_page_in_a_frame_of_the_hub(settings, monkeypatch):
         seen = visitors.seen({**scope, "headers": headers})
         visitors.check(seen)
         assert seen["client"][0] == "9.9.9.9"
-        with pytest.raises(guard.RefusedError, match="Another page"):
+        forged = [*headers[:2], (b"x-forwarded-for", b"127.0.0.1, 9.9.9.9, 10.1.1.1")]
+        assert visitors.seen({**scope, "headers": forged})["client"][0] == "9.9.9.9"
+        with pytest.raises(guard.RefusedError, match=r"Another page .* if 'evil\.example' is this page's own name"):
             visitors.check({**scope, "headers": [(b"host", host), (b"origin", b"https://evil.example")]})
 
 
