@@ -97,7 +97,13 @@ def set_language(model: SpeechModel, language: str, task: str) -> None:
     Raises UserError where the model does not know the language.
     """
     config = model.whisper.generation_config
-    if f"<|{language}|>" not in (getattr(config, "lang_to_id", None) or {}):
+    token, known = f"<|{language}|>", getattr(config, "lang_to_id", None)
+    if known is None and token in model.tokenizer.get_vocab():
+        raise UserError(
+            f"whisper.base: its generation_config.json is of before 2023 and names no languages, though its tokenizer "
+            f"knows {language!r}: put that of the openai/whisper model in its place that it came from"
+        )
+    if token not in (known or {}):
         raise UserError(f"whisper.language: the base model does not know {language!r}; use a multilingual Whisper")
     # Its class does not declare them. num_beams: pipeline() takes five where nothing is said.
     vars(config).update(language=language, task=task, forced_decoder_ids=None, num_beams=1)

@@ -32,6 +32,16 @@ def test_a_sound_file_without_samples_gives_none(tmp_path):
         assert read_audio(tmp_path / "a.wav", 16_000).shape == (0,)
 
 
+def test_a_file_called_raw_is_what_it_holds(tmp_path):
+    path = tmp_path / "a.raw"
+    soundfile.write(tmp_path / "a.wav", speech(1), 16_000)
+    (tmp_path / "a.wav").rename(path)
+    assert read_audio(path, 16_000).shape == speech(1).shape
+    path.write_bytes(bytes(range(256)) * 100)
+    with pytest.raises(AudioError, match=f"{path} is not a readable audio file"):
+        read_audio(path, 16_000)
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 100, b"RIFF\x00\x00"])
 def test_what_is_not_audio_is_named(tmp_path, content):
     path = tmp_path / "clip.mp3"

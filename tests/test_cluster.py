@@ -1,7 +1,9 @@
 """Work on clusters: lost workers, workers unlike this machine, and the same bytes as one process makes."""
 
 import importlib.util
+import os
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -108,6 +110,15 @@ def test_a_worker_unlike_this_machine_is_named(tmp_path, monkeypatch, lack):
     said = {"checkout": "finds No module named 'stages' in", "sources": "has another stages.featurize", "data": "of b"}
     with pytest.raises(UserError, match=rf"worker \d+ on .*{said[lack]}"):
         outputs()
+
+
+def kill_own_process(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_told_with_a_remedy():
+    with pytest.raises(UserError, match=r"was killed, .* lower compute\.processes"):
+        list(parallel_map(kill_own_process, [1], 1))
 
 
 def test_a_missing_library_is_named(monkeypatch):

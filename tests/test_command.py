@@ -81,6 +81,14 @@ def test_what_a_stop_leaves_half_done_is_not_told():
     assert (ended.returncode, ended.stderr) == (130, "stopped by Ctrl-C\n")
 
 
+def test_a_terminal_that_knows_no_arrow_gets_the_rest():
+    program = "import click; from stages.runtime.command import run; "
+    program += "run(lambda: click.command()(lambda: click.echo('1 → 2, Åsa')), [])"
+    latin = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=latin, capture_output=True)
+    assert (ended.returncode, ended.stdout) == (0, "1 ? 2, Åsa\n".encode("latin-1"))
+
+
 def test_the_users_mistake_is_told_in_one_line(settings, tmp_path):
     arguments = ["--params", settings(), "--clips", tmp_path / "gone", "--shards", tmp_path / "s"]
     with Stage(tmp_path, "featurize", *arguments, "--details", tmp_path / "d.json") as stage:

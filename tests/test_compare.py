@@ -13,10 +13,13 @@ from stages.asr.scoring import wer
 from stages.asr.shards import Entry, write_shard
 from stages.runtime.errors import UserError
 from stages.runtime.files import write_table, write_text
+from stages.versioning.revisions import WORKSPACE_NAME, Revision
 from tests.support.material import ROOT
 from tests.support.pinned import isolate, tag
 from tests.support.repository import commit, run
 from tools.compare.__main__ import main
+from tools.report.records import read_record
+from tools.sweep.experiments import stale_results
 
 MAP = """\
 stages:
@@ -243,6 +246,22 @@ def test_transcripts_that_are_older_than_their_model_are_refused(tool):
 def test_a_revision_without_a_run_says_what_to_do(tool, name, message):
     with pytest.raises(UserError, match=message):
         tool("main", name)
+
+
+def test_an_unfinished_merge_is_named_with_its_file(repository, tmp_path, tool):
+    """Also for a sweep and for the report, which read the same files."""
+    folder = shutil.copytree(repository, tmp_path / "copy", symlinks=True)
+    run(folder, "git", "switch", "-q", "chance")
+    run(folder, "git", "merge", "-q", "worse", status=1)
+    assert "<<<<<<<" in (folder / "dvc.lock").read_text()
+    write_text(folder / "metrics/train.json", '{\n<<<<<<< HEAD\n"a": 1\n=======\n"a": 2\n>>>>>>> worse\n}\n')
+    conflict = "{} cannot be read: a merge left conflicts in it: take one side's"
+    with pytest.raises(UserError, match=conflict.format("dvc.lock")):
+        tool("chance", "workspace", root=folder)
+    with pytest.raises(UserError, match=conflict.format("dvc.lock")):
+        stale_results(folder)
+    with pytest.raises(UserError, match=conflict.format("metrics/train.json")):
+        read_record(folder, Revision(WORKSPACE_NAME, "")).numbers("train")
 
 
 def test_a_stage_that_never_ran_is_named(tool):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from tests.support.material import ROOT
 from tests.support.process import Stage
 from tests.support.release import tone
 
+OTHER = "f" * 40
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROXIES = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), "")
 N_MANY, ROWS_A_FILE = 10_000, 50
@@ -91,6 +93,23 @@ def audio_folder(folder: Path) -> Path:
     return folder
 
 
+def zipped(folder: Path) -> Path:
+    """The same, each split a zip archive."""
+    audio_folder(folder)
+    for split in SPLITS:
+        shutil.make_archive(str(folder / split), "zip", folder / split)
+        shutil.rmtree(folder / split)
+    return folder
+
+
+def corrected(folder: Path) -> Path:
+    """Another commit of ``shared``, with other texts."""
+    audio = [{"bytes": tone(number), "path": f"{number}.mp3"} for number in range(40)]
+    texts, speakers = [f"Rättad text {number}." for number in range(40)], [str(number // 2) for number in range(40)]
+    write_parquet(folder / "data/train-0.parquet", audio, texts, speakers)
+    return folder
+
+
 def many(folder: Path) -> Path:
     """10,000 clips of noise in many files, as large data sets have them."""
     rng = np.random.default_rng(1)
@@ -131,11 +150,14 @@ def hub(tmp_path_factory) -> Iterator[Hub]:
         "embedded": embedded,
         "dirty": dirty,
         "folder": audio_folder,
+        "zipped": zipped,
         "many": many,
         "script": script,
         "shared": shared,
     }
-    with serve({f"datasets/team/{name}": {COMMIT: make(place / name)} for name, make in made.items()}) as server:
+    repos = {f"datasets/team/{name}": {COMMIT: make(place / name)} for name, make in made.items()}
+    repos["datasets/team/shared"][OTHER] = corrected(place / "corrected")
+    with serve(repos) as server:
         yield server
 
 
@@ -185,10 +207,10 @@ def collect(hub, tmp_path_factory) -> Iterator[Callable[..., dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("limit", [None, 3])
-@pytest.mark.parametrize("name", ["embedded", "folder"])
+@pytest.mark.parametrize("name", ["embedded", "folder", "zipped"])
 def test_the_clips_are_the_files(collect, name, limit):
     found = collect(name, limit)
-    comma = "," if name == "folder" else ""
+    comma = "" if name == "embedded" else ","
     for split, numbers in {"train": range(limit or 5), "validation": (10, 11), "test": (20, 21)}.items():
         clips = found["clips"][split]
         assert [clip[0] for clip in clips] == [f"{split}-{at:06}" for at in range(len(numbers))]
@@ -269,6 +291,18 @@ def test_a_hub_that_hangs_up_is_told_in_one_line(collect, hub):
     finally:
         hub.broken = {}
     assert "\n" not in error and f"team/embedded at {'d' * 40} cannot be had: " in error
+
+
+def test_without_the_hub_no_other_commits_clips_are_taken(collect, hub):
+    share = {"validation": {"splits": [], "share": 0.1, "limit": None}, "test": {"splits": [], "share": 0.1, "limit": None}}
+    assert "clips" in collect("shared", speaker="who", **share)
+    hub.broken = dict.fromkeys(("resolve", "info", "tree", "paths_info"), 0)
+    try:
+        error = collect("shared", speaker="who", revision=OTHER, **share)["error"]
+        assert "clips" in collect("shared", speaker="who", **share)
+    finally:
+        hub.broken = {}
+    assert error.endswith(f"the Hub does not answer, and the cache has only {COMMIT}")
 
 
 def test_the_stage(hub, settings, tmp_path):

@@ -28,6 +28,13 @@ def change_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def nest_features(folder: Path, **values: object) -> None:
+    """Write features as transformers 5 does, within processor_config.json alone."""
+    features = json.loads((folder / "preprocessor_config.json").read_text()) | values
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": features}))
+    (folder / "preprocessor_config.json").unlink()
+
+
 @pytest.mark.parametrize(("context", "untrained"), [("clip", False), ("full", True)])
 def test_a_saved_model_comes_back(model, tmp_path, context, untrained):
     model.context, model.untrained, model.margin = context, untrained, 50
@@ -139,6 +146,7 @@ BROKEN |= {
     )
     for key, value in (("hop_length", 0), ("n_fft", 10**9), ("feature_size", 10**8), ("sampling_rate", 1))
 }
+BROKEN["features of transformers 5 with hop_length 320"] = lambda folder: nest_features(folder, hop_length=320)
 BROKEN |= {
     f"generation with {key} {value}": lambda folder, key=key, value=value: change_json(
         folder / "generation_config.json", **{key: value}
@@ -169,6 +177,11 @@ def test_what_a_generation_config_leaves_open_is_filled_in(copy):
     read = load_model(copy).whisper
     assert read.generation_config.max_length == read.config.max_target_positions
     assert (read.generation_config.suppress_tokens, read.generation_config.begin_suppress_tokens) == ([5], [])
+
+
+def test_what_transformers_5_saves_is_read(copy, model):
+    nest_features(copy)
+    assert load_model(copy).extractor.to_dict() == model.extractor.to_dict()
 
 
 def test_a_config_does_not_choose_what_computes_attention(copy):

@@ -655,11 +655,11 @@ def test_muons_steps_are_of_one_length_in_every_direction():
     for rows_, columns in ((8, 8), (8, 24), (24, 8)):
         left, _ = torch.linalg.qr(torch.randn(2, rows_, 8, generator=draw))
         right, _ = torch.linalg.qr(torch.randn(2, columns, 8, generator=draw))
-        values = torch.logspace(0, -2, 8)  # of which the least is 0.7 % of the norm
+        values = torch.logspace(0, -2.7, 8)  # of which the least is 0.17 % of the norm
         made = left.mT @ orthogonalised(left @ torch.diag(values) @ right.mT) @ right
         lengths = made.diagonal(dim1=1, dim2=2)
-        assert lengths.min() > 0.6 and lengths.max() < 1.3
-        assert (made - torch.diag_embed(lengths)).abs().max() < 1e-3  # roundings of float32, grown by 3.4 a round
+        assert lengths.min() > 0.8 and lengths.max() < 1.2
+        assert (made - torch.diag_embed(lengths)).abs().max() < 1e-3  # roundings of float32, grown a thousandfold
 
 
 def test_muon_takes_as_many_matrices_at_once_as_memory_has_room_for(monkeypatch):
@@ -674,7 +674,7 @@ def test_muon_takes_as_many_matrices_at_once_as_memory_has_room_for(monkeypatch)
         Muon([{"params": matrices, "matrices": True}], lr=0.1).step()
         moved.append(torch.stack([each.detach() for each in matrices]))
     for others in moved[1:]:
-        assert torch.allclose(others, moved[0], atol=1e-5)  # roundings of float32, grown by 3.4 in each of five rounds
+        assert torch.allclose(others, moved[0], atol=1e-5)  # roundings of float32, grown a thousandfold, of a step of 0.05
 
 
 def test_what_is_no_matrix_goes_by_adamw():

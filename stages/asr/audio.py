@@ -51,7 +51,7 @@ def decode_audio(path: Path, max_seconds: float = math.inf) -> tuple[np.ndarray,
         with soundfile.SoundFile(path) as file:
             check_header(path, file.samplerate, file.channels, file.frames / file.samplerate, max_seconds)
         samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, TypeError):  # the latter of any file that is called .raw
         return decode_with_ffmpeg(path, max_seconds)
     return join_blocks(path, [samples], sample_rate, max_seconds), sample_rate
 

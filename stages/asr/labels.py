@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stages.asr.model import SpeechModel
+from stages.asr.text import DOTTED, UNSPACED
 
 QUOTATION_MARKS = '"“”„‟«»‹›「」『』'  # no single ones, which are apostrophes too
 FULL_STOP = re.compile(rf"(?<!\.)[.。।۔](?=[{QUOTATION_MARKS}')\]]*$)")  # at a text's end; no dots of omission
@@ -48,7 +49,7 @@ class LabelWriter:
         and ``-`` is not.
         """
         if self.style.case == "lower":
-            text = text.lower()
+            text = DOTTED.sub("", text.lower())
         if self.style.final_full_stop == "remove":
             text = FULL_STOP.sub("", text)
         if self.signs:
@@ -71,6 +72,11 @@ class LabelWriter:
 
 
 def gap(signs: re.Match[str]) -> str:
-    """What is left of signs: a space between letters, their marks and digits, for 12:30 is two words."""
+    """What is left of signs: a space between letters, their marks and digits, for 12:30 is two words.
+
+    None beside a script that has no spaces between words.
+    """
     around = signs.string[: signs.start()][-1:], signs.string[signs.end() :][:1]
+    if any(map(UNSPACED.match, around)):
+        return ""
     return " " if all(each and unicodedata.category(each)[0] in "LMN" for each in around) else ""

@@ -99,6 +99,12 @@ class Features(Entries):
     chunk_length: Annotated[int, Field(ge=1, le=3600)]
 
 
+class Processor(Entries):
+    """A Whisper's processor_config.json, in which transformers 5 keeps, and first looks for, its features."""
+
+    feature_extractor: Features | None = None
+
+
 class Generation(Entries):
     """A Whisper's generation_config.json, as far as decoding and training read it."""
 
@@ -126,5 +132,7 @@ def check_model_files(folder: Path) -> Note:
         )
     if (folder / "generation_config.json").exists():  # else transformers takes what config.json says
         Generation.read(folder / "generation_config.json")
-    Features.read(folder / "preprocessor_config.json")
+    processor = folder / "processor_config.json"
+    if not (processor.exists() and Processor.read(processor).feature_extractor):
+        Features.read(folder / "preprocessor_config.json")
     return shape.viska or Note()

@@ -5,8 +5,10 @@ cache.
 """
 
 import io
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from stages.runtime.errors import UserError, one_line
 from stages.runtime.progress import ProgressBar
 
 SEED = 1  # of the shares
+ZIP = "zip://"
 Audio = dict[str, Any]  # undecoded, as ``datasets`` gives it: bytes, and the path where they came from, or one of them
 
 
@@ -90,7 +93,7 @@ def read_rows(builder: Any, settings: Hub, split: str) -> Iterator[tuple[TableRo
         for name in section.splits or settings.train.splits:
             for at, example in enumerate(read_examples(builder, settings, name)):
                 audio = as_audio(example[settings.audio])
-                path = f"{split}-{number:06}{suffix(as_text(audio.get('path')))}"
+                path = f"{split}-{number:06}{suffix(as_text(audio.get('path')).partition('::')[0])}"
                 speaker = clean_text(as_text(example.get(settings.speaker or "")))
                 text = clean_text(as_text(example[settings.text]))
                 row = TableRow(path, text, speaker or UNKNOWN_SPEAKER, f"{name} row {at}")
@@ -151,6 +154,8 @@ def open_dataset(settings: Hub) -> Any:
 
     with told(settings, f"configuration {settings.config}" if settings.config else "the only configuration"):
         builder = load_dataset_builder(settings.id, settings.config, revision=settings.revision)
+        if builder.hash != settings.revision:  # where the Hub does not answer, datasets takes any commit from its cache
+            raise ConnectionError(f"the Hub does not answer, and the cache has only {builder.hash}")
     if is_folder(builder):
         builder.BASE_FEATURE = named_audio()
     return builder
@@ -211,18 +216,32 @@ def write_audio(audio: Audio, target: Path, settings: Hub) -> Rejection | None:
         root = f"hf://datasets/{settings.id}@{settings.revision}/"
         if not path:
             return Rejection("missing", "neither bytes nor a path")
-        if not path.startswith(root):  # a table could name any file of this machine
+        member, _, place = path.rpartition("::")  # of a zip archive among its files: zip://<member>::<place>
+        if not place.startswith(root) or (member and not member.startswith(ZIP)):  # a table could name any file
             return Rejection("outside the archive", f"{path!r} is no file of the data set")
-        data = read_file(settings, path.removeprefix(root))
+        data = read_file(settings, place.removeprefix(root), member.removeprefix(ZIP))
     if len(data) > MAX_CLIP_BYTES:
         return Rejection("too large", f"{len(data):,} bytes")
     copy_stream(io.BytesIO(data), target)
     return None
 
 
-def read_file(settings: Hub, name: str) -> bytes:
-    """A file of the data set, through Hugging Face's cache; raises UserError where it cannot be had."""
+def read_file(settings: Hub, name: str, member: str = "") -> bytes:
+    """A file of the data set, or a member of such a zip archive, through Hugging Face's cache.
+
+    Of a member no more than a clip may have and a byte. Raises UserError where it cannot be had.
+    """
     from huggingface_hub import hf_hub_download
 
     with told(settings, name):
-        return Path(hf_hub_download(settings.id, name, repo_type="dataset", revision=settings.revision)).read_bytes()
+        path = Path(hf_hub_download(settings.id, name, repo_type="dataset", revision=settings.revision))
+        if not member:
+            return path.read_bytes()
+        with open_zip(path).open(member) as stream:
+            return stream.read(MAX_CLIP_BYTES + 1)
+
+
+@lru_cache(maxsize=4)
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """An archive, whose list of members is read once."""
+    return zipfile.ZipFile(path)

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -23,6 +24,9 @@ def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
     the command's modules are still being imported (``load``). UserError, a full disk and a lack of permission end
     with 1 and a message; any other exception is our own mistake and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a terminal in Latin-1, which knows no arrow
+            stream.reconfigure(errors="replace")
     came: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:

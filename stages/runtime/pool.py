@@ -6,6 +6,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import resource_tracker
@@ -14,6 +15,7 @@ from typing import TypeVar
 from threadpoolctl import threadpool_limits
 
 from stages.runtime.cluster import Tasks, open_cluster
+from stages.runtime.errors import UserError
 
 TASK_SIZE = 32  # items handed to a process at once: enough to hide what that costs
 TASKS_AHEAD = 4  # tasks in flight a process: enough to keep it busy, few enough to bound the results that wait
@@ -46,7 +48,7 @@ def parallel_map(
 
     workers: a number is so many processes here. doubtful: which of a cluster's outputs are made here again; proof:
     what of them has to be equal then. An exception, Ctrl-C included, drops what has not begun. Raises UserError where
-    a cluster cannot be had or its workers are not as this machine.
+    a process was killed, a cluster cannot be had or its workers are not as this machine.
     """
     if not isinstance(workers, Workers):
         workers = Workers(workers)
@@ -63,6 +65,11 @@ def parallel_map(
 
         try:
             yield from in_order(submit, items, lambda: processes)
+        except BrokenProcessPool:
+            raise UserError(
+                "one of the processes that make clips was killed, as happens where memory runs out: lower"
+                " compute.processes"
+            ) from None
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
 

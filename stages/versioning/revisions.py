@@ -4,17 +4,18 @@ What made a revision's files is told from its dvc.lock alone, which names what i
 and the modules of the workspace may have changed since.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from stages.runtime.errors import UserError, one_line
 from stages.versioning.cache import fetch_folder, fetch_objects, in_cache, load_tree
 from stages.versioning.git import read_blobs, run_git
-from stages.versioning.pins import parse_mapping, read_if_present
+from stages.versioning.pins import read_if_present
 
 if TYPE_CHECKING:
     from dvc.output import Output
@@ -86,12 +87,29 @@ class Provenance:
 
 
 def read_lock(root: Path, revision: Revision) -> dict[str, Any]:
-    """The stages of a revision's dvc.lock; raises UserError where no run is recorded."""
+    """The stages of a revision's dvc.lock; raises UserError where no run is recorded, or a merge is unfinished."""
     text = read_blobs(root, [f"{revision.commit}:{LOCK}"])[0] if revision.commit else read_if_present(root, LOCK)
-    stages = parse_mapping(text, YAML(typ="safe").load).get("stages")
-    if not isinstance(stages, dict):
+    stages = lock_stages(text)
+    if not stages:
         raise UserError(f"{revision.name} has no {LOCK}, so no run is recorded there: {RECORD}")
     return stages
+
+
+def lock_stages(text: str | None) -> dict[str, Any]:
+    """The stages of a dvc.lock; none where there is no such file. Raises UserError as ``parse_record`` does."""
+    return parse_record(text, YAML(typ="safe").load, LOCK).get("stages") or {}
+
+
+def parse_record(text: str | None, load: Callable[[str], Any], path: str) -> dict[str, Any]:
+    """The mapping of what a run wrote into a file; raises UserError where that is broken, as by a merge."""
+    try:
+        values = load(text or "{}")
+    except (ValueError, YAMLError) as error:
+        reason = one_line(error)
+        if "\n<<<<<<< " in f"\n{text}":
+            reason = f"a merge left conflicts in it: take one side's (`git checkout --ours {path}`), then `make repro`"
+        raise UserError(f"{path} cannot be read: {reason}") from None
+    return values if isinstance(values, dict) else {}
 
 
 def check_current(revision: Revision, lock: dict[str, Any], stage: str) -> None:

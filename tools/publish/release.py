@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from stages.asr.clips import SPLITS
@@ -19,6 +18,7 @@ from stages.params_file import read_document
 from stages.runtime.errors import UserError
 from stages.versioning.git import run_git
 from stages.versioning.pins import ARTIFACT, WORKSPACE, Repository, Version, corpus_sources
+from stages.versioning.revisions import LOCK, lock_stages, parse_record
 
 MEASURED = ("download", "train", "evaluate/pretrained", "evaluate/tuned", *(f"featurize/{split}" for split in SPLITS))
 ISO = {"jw": "jv"}  # Whisper's one code that is not of ISO 639
@@ -98,7 +98,7 @@ def open_release(root: Path, name: str | None) -> Iterator[Release]:
     version = choose_version(repository.versions(), name)
     model = repository.folder(version)
     with revision_files(root, version) as (revision, files):
-        lock = YAML(typ="safe", pure=True).load(read_project_file(files, "dvc.lock", version))["stages"]
+        lock = lock_stages(read_project_file(files, LOCK, version))
         check_scores(version, lock, files)
         if not version.commit:
             check_workspace(root)
@@ -134,7 +134,8 @@ def read_measured(name: str, files: Path, version: Version, lock: dict[str, Any]
     """The metrics and the details of a stage, of those of both that dvc.lock has: older versions have one file."""
     made = out_hashes(lock)
     paths = [path for path in (f"metrics/{name}.json", f"metrics/details/{name}.json") if path in made]
-    return {key: value for path in paths for key, value in json.loads(read_project_file(files, path, version)).items()}
+    found = [parse_record(read_project_file(files, path, version), json.loads, path) for path in paths]
+    return {key: value for values in found for key, value in values.items()}
 
 
 def read_project_file(files: Path, name: str, version: Version) -> str:

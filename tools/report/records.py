@@ -11,7 +11,7 @@ from stages.asr.clips import SPLITS
 from stages.runtime.errors import UserError
 from stages.versioning.git import read_blobs
 from stages.versioning.pins import read_if_present
-from stages.versioning.revisions import WORKSPACE_NAME, Revision
+from stages.versioning.revisions import WORKSPACE_NAME, Revision, parse_record
 
 MODELS = ("pretrained", "tuned")
 GROUPS = ("lengths", "speakers", "conditions", "probes")  # of clips, each with its own table of WERs
@@ -41,8 +41,9 @@ class Record:
 
     def numbers(self, name: str) -> dict[str, Any]:
         """What stands of ``name`` among the metrics and among their details; empty where neither is there."""
-        found = [self.texts[f"{folder}/{name}.json"] for folder in ("metrics", "metrics/details")]
-        return {key: value for text in found if text for key, value in json.loads(text).items()}
+        paths = [f"{folder}/{name}.json" for folder in ("metrics", "metrics/details")]
+        found = [parse_record(self.texts[path], json.loads, path) for path in paths]
+        return {key: value for values in found for key, value in values.items()}
 
     def needed(self, name: str) -> Numbers:
         """The same; raises UserError where there is nothing."""

@@ -75,22 +75,20 @@ def open_sweep(root: Path, name: str, study: str | None, storage: str | None) ->
 
 def origin(root: Path, plan: "Plan", params: Path) -> "Run":
     """What all trials of a sweep have in common: where that differs, they do not compare."""
-    from ruamel.yaml import YAML
-
     from stages.params_file import flatten
     from stages.runtime.files import file_digest
     from stages.runtime.imports import reached_modules
     from stages.training.run import BY_VALUE, Run
-    from stages.versioning.revisions import LOCK
+    from stages.versioning.pins import read_if_present
+    from stages.versioning.revisions import LOCK, lock_stages
     from tools.sweep.experiments import STAGE
     from tools.sweep.plan import apply
 
     sections = {"whisper", "download", "featurize", "features", "train"}
     values = apply(params, {}).model_dump(mode="json", include=sections)
     turned = plan.space.keys() | plan.overrides.keys()
-    lock = root / LOCK
-    stages = (YAML(typ="safe").load(lock) or {}).get("stages", {}) if lock.exists() else {}
-    items = [item for kind in ("deps", "outs") for entry in stages.values() for item in entry.get(kind, [])]
+    stages = lock_stages(read_if_present(root, LOCK)).values()
+    items = [item for kind in ("deps", "outs") for entry in stages for item in entry.get(kind, [])]
     hashes = {item["path"]: item.get("md5") for item in items}
     modules = reached_modules(f"stages.{STAGE}", BY_VALUE, root)
     return Run(

@@ -22,7 +22,8 @@ from stages.runtime.errors import UserError, one_line
 from stages.runtime.storage import is_remote
 from stages.training.pruning import VARIABLE, TrialSettings
 from stages.versioning.git import read_blobs, run_git
-from stages.versioning.revisions import LOCK, RECORD, commit_of
+from stages.versioning.pins import read_if_present
+from stages.versioning.revisions import LOCK, RECORD, commit_of, lock_stages
 
 STAGE, METRICS, DETAILS = "train", "metrics/train.json", "metrics/details/train.json"
 BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked|LockError|cannot lock ref")
@@ -99,8 +100,7 @@ def downstream(stages: dict[str, Any], of: str = STAGE) -> list[str]:
 
 def stale_results(root: Path) -> tuple[str, ...]:
     """The files in Git that evaluate the workspace's model, which a trial's model is not."""
-    path = root / LOCK
-    stages = (YAML(typ="safe").load(path) or {}).get("stages", {}) if path.exists() else {}
+    stages = lock_stages(read_if_present(root, LOCK))
     outs = [out["path"] for name in downstream(stages) for out in stages[name].get("outs", [])]
     return tuple(run_git(root, "ls-files", "-z", "--", *outs).decode().split("\0")[:-1]) if outs else ()
 
