@@ -27,6 +27,7 @@ from stages.runtime.errors import UserError, one_line
 
 # Of a repository, that are fetched; model.fp32-*.safetensors, which large-v3 has too, are not.
 HUB_FILES = ["*.json", "*.txt", "model.safetensors", "model-*.safetensors"]
+MULTILINGUAL = 51_865  # tokens, by which OpenAI's code too tells such a Whisper from an English one
 END_TOKEN = "<|endoftext|>"
 CONTROL_TOKENS = [
     f"<|{name}|>" for name in ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
@@ -98,10 +99,11 @@ def set_language(model: SpeechModel, language: str, task: str) -> None:
     """
     config = model.whisper.generation_config
     token, known = f"<|{language}|>", getattr(config, "lang_to_id", None)
-    if known is None and token in model.tokenizer.get_vocab():
+    multilingual = model.whisper.config.vocab_size >= MULTILINGUAL and token in model.tokenizer.get_vocab()
+    if known is None and multilingual:
         raise UserError(
-            f"whisper.base: its generation_config.json is of before 2023 and names no languages, though its tokenizer "
-            f"knows {language!r}: put that of the openai/whisper model in its place that it came from"
+            "whisper.base: its generation_config.json names no languages, as those of 2022 do not: put that of the "
+            "openai/whisper model in its place that it came from"
         )
     if token not in (known or {}):
         raise UserError(f"whisper.language: the base model does not know {language!r}; use a multilingual Whisper")

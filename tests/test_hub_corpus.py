@@ -294,12 +294,13 @@ def test_a_hub_that_hangs_up_is_told_in_one_line(collect, hub):
 
 
 def test_without_the_hub_no_other_commits_clips_are_taken(collect, hub):
-    share = {"validation": {"splits": [], "share": 0.1, "limit": None}, "test": {"splits": [], "share": 0.1, "limit": None}}
-    assert "clips" in collect("shared", speaker="who", **share)
+    shared = {"splits": [], "share": 0.1, "limit": None}
+    values = {"speaker": "who", "validation": shared, "test": shared}
+    assert "clips" in collect("shared", **values)
     hub.broken = dict.fromkeys(("resolve", "info", "tree", "paths_info"), 0)
     try:
-        error = collect("shared", speaker="who", revision=OTHER, **share)["error"]
-        assert "clips" in collect("shared", speaker="who", **share)
+        error = collect("shared", revision=OTHER, **values)["error"]
+        assert "clips" in collect("shared", **values)
     finally:
         hub.broken = {}
     assert error.endswith(f"the Hub does not answer, and the cache has only {COMMIT}")

@@ -14,7 +14,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from stages.asr.decoding import prompt_tokens
 from stages.asr.model import folder_digest, load_model
 from stages.params import load_params
-from stages.pretrained import pretrained, train_tokenizer
+from stages.pretrained import pretrained, set_language, train_tokenizer
 from stages.runtime.errors import UserError
 from tests.support.hub import serve, sha256
 from tests.support.material import ROOT, TINY, speech, write_params, write_shards
@@ -109,6 +109,15 @@ def test_an_unknown_language_is_named(make, tmp_path):
     with pytest.raises(UserError, match=r"whisper\.language: the base model does not know 'xx'"):
         make(language="xx")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_multilingual_base_whose_generation_config_is_too_old_is_told_so(model):
+    del model.whisper.generation_config.lang_to_id
+    with pytest.raises(UserError, match="use a multilingual Whisper"):  # it has as few tokens as an English one
+        set_language(model, "sv", "transcribe")
+    model.whisper.config.vocab_size = 51_865
+    with pytest.raises(UserError, match=r"its generation_config\.json names no languages"):
+        set_language(model, "sv", "transcribe")
 
 
 def test_a_folder_with_the_right_digest_is_a_base(make, tiny, model):

@@ -279,7 +279,7 @@ def test_check_says_what_the_default_needs_and_changes_nothing(params):
     assert {"data", "clips", "download", "disk", "memory", "time"} <= said.keys()
     assert said["clips"].startswith("3,000 train, 150 validation, 400 test (params.yaml)")
     assert re.search(r"^\d\.\d GB \(raw clips .*estimated\); \d+\.\d GB are free$", said["disk"])
-    assert "1000 steps of" in said["time"] and "600 clips of" in said["time"] and "measured" in said["time"]
+    assert "800 steps of" in said["time"] and "600 clips of" in said["time"] and "measured" in said["time"]
     assert params.read_bytes() == before
 
 

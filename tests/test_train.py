@@ -673,8 +673,8 @@ def test_muon_takes_as_many_matrices_at_once_as_memory_has_room_for(monkeypatch)
             each.grad = gradient.clone()
         Muon([{"params": matrices, "matrices": True}], lr=0.1).step()
         moved.append(torch.stack([each.detach() for each in matrices]))
-    for others in moved[1:]:
-        assert torch.allclose(others, moved[0], atol=1e-5)  # roundings of float32, grown a thousandfold, of a step of 0.05
+    for others in moved[1:]:  # roundings of float32, grown a thousandfold, of a step of 0.05
+        assert torch.allclose(others, moved[0], atol=1e-5)
 
 
 def test_what_is_no_matrix_goes_by_adamw():

@@ -24,9 +24,8 @@ def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
     the command's modules are still being imported (``load``). UserError, a full disk and a lack of permission end
     with 1 and a message; any other exception is our own mistake and keeps its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # of a terminal in Latin-1, which knows no arrow
-            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a terminal in Latin-1 does not know, such as an arrow
     came: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
