@@ -230,8 +230,11 @@ class Visitors:
             return
         if page in LOOPBACK:  # whatever else this computer serves
             raise RefusedError(403, "Another page may not use this one.")
-        known = f"if {page[:80]!r} is this page's own name, put it in app.hosts of params.yaml."
-        raise RefusedError(403, f"Another page may not use this one: {known}")
+        raise RefusedError(
+            403,
+            f"Another page may not use this one: if {page[:80]!r} is this page's own name, put it in app.hosts of"
+            " params.yaml.",
+        )
 
 
 def without_port(address: str) -> str:

@@ -164,8 +164,8 @@ def serve_page(page: gradio.Blocks, settings: App, host: str, port: int, share: 
         if error.errno not in (None, errno.EADDRINUSE, errno.EACCES):
             raise
         raise UserError(
-            f"port {port} on {host} is not available: another program may be using it, which --port avoids, or the"
-            " address is none of this computer's"
+            f"port {port} on {host} is not available: another program may be using it, or the address is none of this"
+            " computer's; choose one with --port or --host"
         ) from None
     except (ValueError, httpx.TransportError) as error:  # gradio asks its page whether it is there, and waits 3 s
         if isinstance(error, ValueError) and "localhost is not accessible" not in str(error):
