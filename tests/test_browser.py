@@ -28,7 +28,7 @@ from stages.asr.mel import SAMPLE_RATE
 from stages.asr.recording import open_recording
 from stages.asr.segments import Segment
 from stages.asr.transcription import transcribe
-from tests.support.browser import MISSING, Found, chromium, find_browser
+from tests.support.browser import MISSING, OTHER_NAME, Found, chromium, find_browser
 from tests.support.demo import PATIENCE, Demo, babbling_models, connect, long_recording, serve, spoken, until
 from tests.support.material import ROOT
 from tests.support.video import Reply, Site
@@ -78,7 +78,7 @@ def demo(tmp_path_factory, models, clips, site) -> Iterator[Demo]:
     folder = tmp_path_factory.mktemp("demo")
     (folder / "example.wav").write_bytes(clips[2].read_bytes())
     fetch_audio = partial(video.fetch_audio, source=site.source)
-    with serve(models, folder, fetch_audio, max_seconds=3600, max_megabytes=200, hosts=["viska.test"]) as demo:
+    with serve(models, folder, fetch_audio, max_seconds=3600, max_megabytes=200, hosts=[OTHER_NAME]) as demo:
         yield demo
 
 
@@ -200,7 +200,7 @@ def test_nothing_is_heard_in_a_break_and_after_it_the_text_follows_again(page):
 def test_a_page_that_is_not_secure_copies_and_says_why_it_has_no_microphone(demo, page, clips):
     note = page.get_by_text("Browsers give the microphone only to pages of https")
     expect(note.first).to_be_hidden()
-    page.goto(demo.url.replace("127.0.0.1", "viska.test"))
+    page.goto(demo.url.replace("127.0.0.1", OTHER_NAME))
     expect(note.first).to_be_visible()
     transcribe_file(page, clips[0])
     expect_text(page, segments(demo, clips[0]))

@@ -102,14 +102,6 @@ def zipped(folder: Path) -> Path:
     return folder
 
 
-def corrected(folder: Path) -> Path:
-    """Another commit of ``shared``, with other texts."""
-    audio = [{"bytes": tone(number), "path": f"{number}.mp3"} for number in range(40)]
-    texts, speakers = [f"Rättad text {number}." for number in range(40)], [str(number // 2) for number in range(40)]
-    write_parquet(folder / "data/train-0.parquet", audio, texts, speakers)
-    return folder
-
-
 def many(folder: Path) -> Path:
     """10,000 clips of noise in many files, as large data sets have them."""
     rng = np.random.default_rng(1)
@@ -128,10 +120,10 @@ def many(folder: Path) -> Path:
     return folder
 
 
-def shared(folder: Path) -> Path:
+def shared(folder: Path, text: str = "Mening nummer") -> Path:
     """Forty clips of train alone, by twenty speakers."""
     audio = [{"bytes": tone(number), "path": f"{number}.mp3"} for number in range(40)]
-    texts, speakers = [f"Mening nummer {number}." for number in range(40)], [str(number // 2) for number in range(40)]
+    texts, speakers = [f"{text} {number}." for number in range(40)], [str(number // 2) for number in range(40)]
     write_parquet(folder / "data/train-0.parquet", audio, texts, speakers)
     return folder
 
@@ -156,7 +148,7 @@ def hub(tmp_path_factory) -> Iterator[Hub]:
         "shared": shared,
     }
     repos = {f"datasets/team/{name}": {COMMIT: make(place / name)} for name, make in made.items()}
-    repos["datasets/team/shared"][OTHER] = corrected(place / "corrected")
+    repos["datasets/team/shared"][OTHER] = shared(place / "corrected", "Rättad text")
     with serve(repos) as server:
         yield server
 

@@ -22,7 +22,8 @@ APPLICATIONS = ("Chromium", "Google Chrome", "Microsoft Edge")  # on macOS
 NONE_FOUND = "no Chromium or Chrome was found"
 MISSING = f"{NONE_FOUND}: run `python -m playwright install chromium`, or on Debian `apt-get install chromium`"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-FLAGS += ["--host-resolver-rules=MAP viska.test 127.0.0.1"]  # another name, at which a page is not secure
+OTHER_NAME = "viska.test"  # of 127.0.0.1 for the browser, which trusts only localhost without https
+FLAGS += [f"--host-resolver-rules=MAP {OTHER_NAME} 127.0.0.1"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 ANSWER_SECONDS = 30  # that a browser may take to tell its version
