@@ -81,6 +81,31 @@ def test_what_a_stop_leaves_half_done_is_not_told():
     assert (ended.returncode, ended.stderr) == (130, "stopped by Ctrl-C\n")
 
 
+@pytest.mark.parametrize(
+    "swallow",
+    ["type('Last', (), {'__del__': lambda self: stop()})()", "os.register_at_fork(after_in_parent=stop); fork()"],
+    ids=["finalizer", "fork"],
+)
+def test_a_stop_that_python_swallows_ends_the_work_all_the_same(swallow):
+    """As when the processes that make batches are forked, or what they sent is freed."""
+    lines = [
+        "import os, signal, time",
+        "from stages.runtime.command import run",
+        "def stop():",
+        "    signal.raise_signal(signal.SIGINT)",
+        "def fork():",
+        "    os.fork() or os._exit(0)",
+        "def load():",
+        f"    {swallow}",
+        "    for _ in range(1000):",
+        "        time.sleep(0.01)",
+        "    print('went on to the end')",
+        "run(load, [])",
+    ]
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr, ended.stdout) == (130, "stopped by Ctrl-C\n", "")
+
+
 def test_a_terminal_that_knows_no_arrow_gets_the_rest():
     program = "import click; from stages.runtime.command import run; "
     program += "run(lambda: click.command()(lambda: click.echo('1 → 2, Åsa')), [])"

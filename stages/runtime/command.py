@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from click import Command
 
 STOPS: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+AGAIN_S = 0.01  # until what met a stop, and could not pass it on, has ended
 
 
 def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
@@ -30,16 +31,22 @@ def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
 
     def stop(number: int, _: FrameType | None) -> None:
         came.append(number)
-        sys.unraisablehook = lambda _: None  # a finalizer that meets what was left half done, a zip file say
+        sys.unraisablehook = swallow
         raise Stopped
 
-    for number in STOPS:
+    def swallow(lost: "sys.UnraisableHookArgs") -> None:
+        """Say nothing of a finalizer that meets what was left half done, but stop again where one met the stop."""
+        if lost.exc_type is Stopped:  # or one of fork's own hooks did: else training would go on to its end
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+
+    for number in (*STOPS, signal.SIGALRM):
         signal.signal(number, stop)
     try:
         status = invoke(load, arguments)
     except BaseException as error:
         if not came:
             status = report_error(error)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
     if came:  # whatever became of the exception: a finalizer swallows it, an import turns it into another
         status = report(f"stopped by {STOPS[came[0]]}", 128 + came[0])
     sys.exit(status)
