@@ -83,6 +83,7 @@ class UploadFolder:
     keep: float  # seconds
     coming: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # bytes on their way, by visitor
     owned: dict[str, set[Path]] = field(default_factory=lambda: defaultdict(set))
+    owning: threading.Lock = field(default_factory=threading.Lock)  # held while the sets of owned change
 
     @contextlib.contextmanager
     def room(self, client: str, size: int) -> Iterator[Arrived]:
@@ -111,24 +112,35 @@ class UploadFolder:
         finally:
             arrived(left)
 
+    def own(self, client: str, paths: set[Path]) -> None:
+        """Count files as a visitor's."""
+        with self.owning:
+            self.owned[client] |= paths
+
     def used(self) -> int:
         """Bytes of all that is there."""
-        return sum(map(file_size, self.path.rglob("*")))
+        return sum(map(file_size, self.found()))
+
+    def found(self) -> list[Path]:
+        """All that is there, what a folder holds before itself. What goes meanwhile is no error, as it is to rglob."""
+        walk = os.walk(self.path, topdown=False)
+        return [Path(folder, name) for folder, folders, files in walk for name in [*files, *folders]]
 
     def sweep(self) -> None:
         """Delete what is old or broke off, and folders that became empty."""
         now = time.time()
-        for path in sorted(self.path.rglob("*"), reverse=True):  # what a folder holds before itself
+        for path in self.found():
             with contextlib.suppress(OSError):
                 if path.is_dir() and not path.is_symlink():
                     if age(path, now) > PARTIAL_SECONDS:
                         path.rmdir()
                 elif age(path, now) > (PARTIAL_SECONDS if path.parent == self.path else self.keep):
                     path.unlink()
-        for client in list(self.owned):
-            self.owned[client] = {path for path in self.owned[client] if path.exists()}
-            if not self.owned[client]:
-                del self.owned[client]
+        with self.owning:
+            for client in list(self.owned):
+                self.owned[client] = {path for path in self.owned[client] if path.exists()}
+                if not self.owned[client]:
+                    del self.owned[client]
 
     @contextlib.contextmanager
     def swept(self) -> Iterator[None]:
@@ -330,7 +342,7 @@ class Guard:
                     raise RefusedError(507, "The server's disk is full: try again in some minutes.") from None
                 finally:
                     self.pacing.uploads -= not own
-                self.folder.owned[client] |= set(upload.paths())
+                self.folder.own(client, set(upload.paths()))
 
     @contextlib.asynccontextmanager
     async def turn(self, client: str) -> AsyncIterator[None]:

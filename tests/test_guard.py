@@ -295,6 +295,41 @@ def test_old_files_go_and_their_folders(tmp_path):
     assert not folder.owned
 
 
+def test_an_upload_that_comes_while_old_files_are_swept_is_counted(tmp_path):
+    folder = UploadFolder(tmp_path, 100, 3600)
+    new, threads = tmp_path / "new.wav", []
+    new.touch()
+
+    class Uploading(type(tmp_path)):
+        """A file; while one looks whether it is still there, another comes."""
+
+        def exists(self) -> bool:
+            threads.append(threading.Thread(target=folder.own, args=("9.9.9.9", {new})))
+            threads[-1].start()
+            threads[-1].join(0.1)  # which waits until all have been looked at
+            return False
+
+    folder.own("9.9.9.9", {Uploading(tmp_path / "a.wav"), Uploading(tmp_path / "b.wav")})
+    folder.sweep()
+    for thread in threads:
+        thread.join()
+    assert folder.owned == {"9.9.9.9": {new}}
+
+
+def test_a_folder_that_goes_while_files_are_counted_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "here").write_bytes(b"x" * 10)
+    (tmp_path / "gone").mkdir()
+    folder, scan = UploadFolder(tmp_path, 100, 3600), os.scandir
+
+    def scandir(path):
+        if Path(path).name == "gone":
+            Path(path).rmdir()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert folder.used() == 10
+
+
 def test_all_uploads_together_are_bounded(demo):
     answers = [upload(demo, bytes([number]) * 900_000)[0] for number in range(6)]
     assert answers == [200, 200, 200, 200, 507, 507]
