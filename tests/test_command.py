@@ -8,6 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from stages.__main__ import SHARING, share_cores
+from stages.asr.clips import Clip, write_clips
 from stages.runtime.command import report_error
 from tests.support.material import ROOT, speech, write_raw
 from tests.support.process import Stage
@@ -56,7 +57,8 @@ def test_a_stop_during_work_is_told_in_one_line(settings, tmp_path, stop, status
 
 @STOPS
 def test_a_stop_of_a_pool_is_told_in_one_line(settings, tmp_path, stop, status, line):
-    raw = write_raw(tmp_path / "raw", dict.fromkeys((f"c{number}" for number in range(600)), speech(0.5)))
+    raw = write_raw(tmp_path / "raw", {"c": speech(29.0)})
+    write_clips(raw, [Clip(f"c{number:04}", "c.wav", "hej", "voice") for number in range(3000)])
     arguments = ["--params", settings({"compute.processes": 2}), "--clips", raw, "--shards", tmp_path / "shards"]
     with Stage(tmp_path, "featurize", *arguments, "--details", tmp_path / "d.json") as stage:
         stage.wait_for("raw:   0%")
@@ -81,9 +83,26 @@ def test_what_a_stop_leaves_half_done_is_not_told():
     assert (ended.returncode, ended.stderr) == (130, "stopped by Ctrl-C\n")
 
 
+def test_a_second_stop_breaks_off_nothing_that_python_does_at_its_end():
+    """Such as telling a pool's processes to end, for which it would then wait for ever."""
+    lines = [
+        "import atexit, os, signal",
+        "from stages.runtime.command import run",
+        "def stop():",
+        "    os.kill(os.getpid(), signal.SIGINT)",
+        "atexit.register(lambda: (stop(), print('told all')))",
+        "run(stop, [])",
+    ]
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr, ended.stdout) == (130, "stopped by Ctrl-C\n", "told all\n")
+
+
 @pytest.mark.parametrize(
     "swallow",
-    ["type('Last', (), {'__del__': lambda self: stop()})()", "os.register_at_fork(after_in_parent=stop); fork()"],
+    [
+        "type('Last', (), {'__del__': lambda self: stop()})()",
+        "os.register_at_fork(after_in_parent=stop); Forking().Process(target=make).start()",
+    ],
     ids=["finalizer", "fork"],
 )
 def test_a_stop_that_python_swallows_ends_the_work_all_the_same(swallow):
@@ -91,10 +110,11 @@ def test_a_stop_that_python_swallows_ends_the_work_all_the_same(swallow):
     lines = [
         "import os, signal, time",
         "from stages.runtime.command import run",
+        "from stages.runtime.stops import Forking, leave_interrupts",
         "def stop():",
-        "    signal.raise_signal(signal.SIGINT)",
-        "def fork():",
-        "    os.fork() or os._exit(0)",
+        "    os.kill(os.getpid(), signal.SIGINT)",
+        "def make():",
+        "    stop(); leave_interrupts()",
         "def load():",
         f"    {swallow}",
         "    for _ in range(1000):",

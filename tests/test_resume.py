@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.material import ROOT, write_params
-from tests.support.training import SETTINGS, arguments, make_place, newest, results, start, wait_for
+from tests.support.training import SETTINGS, Training, arguments, make_place, newest, results, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def test_a_stopped_run_ends_in_the_same_bytes(place, number, status, steps, work
     for step in steps:
         process = start(place, name, params)
         wait_for(process, lambda least=step: newest(place / name) >= least)
-        for maker in psutil.Process(process.pid).children() if number == signal.SIGINT else ():
-            maker.send_signal(number)
+        if number == signal.SIGINT:
+            interrupt_makers(process)
         process.send_signal(number)
         assert process.wait() == status
         assert not (place / name / "tuned").exists()
@@ -45,6 +46,17 @@ def test_a_stopped_run_ends_in_the_same_bytes(place, number, status, steps, work
     assert log.count("resuming run") == len(steps) and "of 60" in log
     assert newest(place / name) == 60 and len(list((place / name).glob("checkpoints/*/step-*"))) == 1
     assert not list((place / name).glob("checkpoints/*/partial-*"))
+
+
+def interrupt_makers(process: Training) -> None:
+    """Once there are processes that make batches, which an epoch has for a moment."""
+    makers: list[psutil.Process] = []
+    while not makers and process.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            makers = psutil.Process(process.pid).children()
+    for maker in makers:
+        with suppress(psutil.NoSuchProcess):
+            maker.send_signal(signal.SIGINT)
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_taken(place):

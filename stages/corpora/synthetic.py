@@ -26,8 +26,8 @@ from stages.asr.clips import SPLITS, Clip, Drop, clean_text
 from stages.params import Synthetic
 from stages.runtime.errors import UserError
 from stages.runtime.files import written_aside
-from stages.runtime.pool import deferred_signals
 from stages.runtime.progress import ProgressBar
+from stages.runtime.stops import deferred_signals
 
 FILE_RATE = 16_000  # Hz of the wavs; any would do, for featurize resamples
 MARGIN_SECONDS = 0.08  # kept before and after the speech

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from click import Command
 
 STOPS: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-AGAIN_S = 0.01  # until what met a stop, and could not pass it on, has ended
+AGAIN_S = 0.01  # until a finalizer that met a stop, and could not pass it on, has ended
 
 
 def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
@@ -29,14 +29,17 @@ def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
         sys.stdout.reconfigure(errors="replace")  # what a terminal in Latin-1 does not know, such as an arrow
     came: list[int] = []
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         came.append(number)
         sys.unraisablehook = swallow
-        raise Stopped
+        while frame:
+            if frame.f_code is invoke.__code__:  # else the work is done, and whatever ends the process is left to it
+                raise Stopped
+            frame = frame.f_back
 
     def swallow(lost: "sys.UnraisableHookArgs") -> None:
         """Say nothing of a finalizer that meets what was left half done, but stop again where one met the stop."""
-        if lost.exc_type is Stopped:  # or one of fork's own hooks did: else training would go on to its end
+        if lost.exc_type is Stopped:  # else training would go on to its end
             signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
 
     for number in (*STOPS, signal.SIGALRM):
@@ -46,7 +49,8 @@ def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
     except BaseException as error:
         if not came:
             status = report_error(error)
-    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    for number in (*STOPS, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)  # to the end, where Python would give a handler's signal its default
     if came:  # whatever became of the exception: a finalizer swallows it, an import turns it into another
         status = report(f"stopped by {STOPS[came[0]]}", 128 + came[0])
     sys.exit(status)

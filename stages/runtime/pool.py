@@ -1,25 +1,22 @@
 """Work spread over processes, here or on a cluster, in order, in bounded memory, and gone at once when interrupted."""
 
-import contextlib
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from stages.runtime.cluster import Tasks, open_cluster
 from stages.runtime.errors import UserError
+from stages.runtime.stops import deferred_signals, leave_interrupts
 
 TASK_SIZE = 32  # items handed to a process at once: enough to hide what that costs
 TASKS_AHEAD = 4  # tasks in flight a process: enough to keep it busy, few enough to bound the results that wait
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
@@ -93,29 +90,6 @@ def map_task(function: Callable[[Item], Output], task: list[Item]) -> list[Outpu
 
 
 def init_worker() -> None:
-    """One thread a process, and Ctrl-C, which reaches every process of a terminal's group, is left to the parent."""
+    """One thread a process, and Ctrl-C is left to the parent."""
     threadpool_limits(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
-@contextlib.contextmanager
-def deferred_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM that come in here are raised at the end; processes started in here have both blocked.
-
-    While a process starts or is cleared away, an exception would leave an orphan that is waited for in vain, or vanish
-    in a finalizer. Both measures are needed: a handler is not inherited, and a mask does not hold for other threads.
-    """
-    came: list[int] = []
-    resource_tracker.ensure_running()  # on its start it would unblock the signals
-    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOP_SIGNALS}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+    leave_interrupts()

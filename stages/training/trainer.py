@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from stages.asr.scoring import wer
 from stages.params import Compute, Train
 from stages.runtime.errors import one_line
 from stages.runtime.progress import note, warn
+from stages.runtime.stops import Forking, leave_interrupts
 from stages.training.adapters import adapter_weights, choose_trained, merge_adapters, remove_adapters
 from stages.training.averaging import BestEvaluations, Candidate, Evaluation, Weights, choose_weights
 from stages.training.checkpoints import CheckpointManager, TrainingState, best_name
@@ -161,7 +161,7 @@ class SpeechTrainer(Seq2SeqTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         sampler = self.make_sampler()
         workers = loader_workers(self.compute, self.args.device)
-        forked = "fork" if workers and sys.platform == "linux" else None  # else each imports torch, every epoch
+        forked = Forking() if workers and sys.platform == "linux" else None  # else each imports torch, every epoch
         pinned = self.args.device.type == "cuda"  # so that a batch is copied while the one before it is computed
         loader: DataLoader[Any] = self.accelerator.prepare(
             DataLoader(
@@ -496,11 +496,6 @@ def loader_workers(compute: Compute, device: torch.device) -> int:
     if device.type != "cuda" or (SHARED.is_dir() and shutil.disk_usage(SHARED).free < SHARED_BYTES):
         return 0
     return min(GPU_WORKERS, max((os.cpu_count() or 1) // current_ranks().count, 1))
-
-
-def leave_interrupts(_: int) -> None:
-    """Leave Ctrl-C, which reaches every process of a terminal's group, to the one that trains."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @torch.inference_mode()
