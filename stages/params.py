@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from stages.runtime.errors import UserError
 
@@ -492,7 +492,10 @@ def read_yaml(path: Path, parser: YAML) -> Any:
         return parser.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run from the project's root") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except MarkedYAMLError as error:
+        place = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path} is not valid YAML{place}: {error.problem}") from None
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a number of too many digits
         raise UserError(f"{path} is not valid YAML: {error}") from None
 
 

@@ -44,6 +44,14 @@ def test_a_stop_during_import_is_told_in_one_line(settings, tmp_path, stop, stat
     assert not list((tmp_path / "data").iterdir())
 
 
+@pytest.mark.parametrize("tool", ["audit", "checkpoints", "pin"])
+def test_a_stop_while_a_tool_is_imported_is_told_in_one_line(tmp_path, tool):
+    (tmp_path / "click.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    path = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-m", f"tools.{tool}"], cwd=ROOT, env=path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "stopped by Ctrl-C\n")
+
+
 @STOPS
 @pytest.mark.parametrize("written", [0, 50])
 def test_a_stop_during_work_is_told_in_one_line(settings, tmp_path, stop, status, line, written):
@@ -156,14 +164,23 @@ def test_an_unknown_option_is_named(tmp_path):
     assert not [line for line in lines if "Traceback" in line]
 
 
-def test_our_own_mistake_keeps_its_traceback(tmp_path, settings):
-    raw = tmp_path / "raw"
-    raw.write_text("a file where a folder should be")
-    arguments = ["--params", settings(), "--raw", raw, "--dropped", tmp_path / "d", "--details", tmp_path / "c"]
-    with Stage(tmp_path, "download", *arguments) as stage:
+def test_our_own_mistake_keeps_its_traceback():
+    program = "from stages.runtime.command import run; run(lambda: 1 / 0, [])"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr and "ZeroDivisionError" in ended.stderr
+
+
+@pytest.mark.parametrize("place", ["raw", "d"])
+def test_a_file_where_a_folder_belongs_is_one_line(tmp_path, settings, place):
+    """And a folder where a file does."""
+    path = tmp_path / place
+    path.mkdir() if place == "d" else path.write_text("in the way")
+    arguments = ["--params", settings(), "--raw", tmp_path / "raw", "--dropped", tmp_path / "d"]
+    with Stage(tmp_path, "download", *arguments, "--details", tmp_path / "c") as stage:
         status, lines = stage.finish()
     assert status == 1
-    assert "Traceback" in lines[0]
+    assert len(lines) == 1 and str(path) in lines[0] and "a file lies where a folder belongs" in lines[0]
 
 
 def test_a_full_disk_is_one_line(settings, tmp_path):

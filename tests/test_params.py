@@ -170,6 +170,8 @@ def test_a_power_of_ten_is_a_number_however_it_is_written(tmp_path, written):
         (b"a: b: c\n", "line 1"),
         (b"a: !!python/object:os.system x\n", "python/object:os.system"),
         (b"\xff\xfe\x00", "not valid YAML"),
+        (b"seed: " + b"1" * 5000, "not valid YAML: .* 5000 digits"),
+        (b"a: " + b"[" * 3000, "not valid YAML: .* recursion"),
         (b"", "the file: Input should be a valid dictionary"),
     ],
 )

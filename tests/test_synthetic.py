@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 from pathlib import Path
@@ -166,3 +167,12 @@ class Deadly:
 def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path):
     with pytest.raises(UserError, match=r"train-00000.*died"):
         synthetic.synthesise(tmp_path, Deadly(), [[planned()]] * 3, processes=2)
+
+
+def test_a_full_disk_is_told_as_one_and_not_as_a_process_that_died(tmp_path):
+    audio = tmp_path / "train/audio"
+    audio.mkdir(parents=True)
+    (audio / "train-00000.wav.part").symlink_to("/dev/full")
+    with synthetic.short_data_path(Path(espeakng_loader.get_data_path())) as data, pytest.raises(OSError) as told:
+        synthetic.synthesise(tmp_path, data, [[planned()]], processes=1)
+    assert told.value.errno == errno.ENOSPC and not any(audio.iterdir())

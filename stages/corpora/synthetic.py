@@ -10,6 +10,7 @@ import random
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from math import perm, prod
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -269,20 +270,22 @@ def audio_path(folder: Path, clip: PlannedClip) -> Path:
 
 
 def synthesise_chunk(folder: Path, data: Path, chunk: list[PlannedClip], report: Connection) -> None:
-    """Write a chunk's clips, in a process of its own, and report an error's text, empty if all went well."""
+    """Write a chunk's clips, in a process of its own, and report the error, or None if all went well."""
     try:
         espeak = Espeak(data)
         for clip in chunk:
             samples = render(espeak.say(clip), espeak.sample_rate, clip)
+            wav = BytesIO()
+            soundfile.write(wav, samples, FILE_RATE, "PCM_16", format="WAV")  # to a file it would not say: disk full
             with written_aside(audio_path(folder, clip)) as part:
-                soundfile.write(part, samples, FILE_RATE, "PCM_16", format="WAV")
-        report.send("")
+                part.write_bytes(wav.getvalue())
+        report.send(None)
     except (UserError, OSError) as error:
-        report.send(str(error))
+        report.send(error)
 
 
 def synthesise(folder: Path, data: Path, chunks: list[list[PlannedClip]], processes: int) -> None:
-    """Speak each chunk in a fresh process, at most ``processes`` at once; raises UserError where one fails.
+    """Speak each chunk in a fresh process, at most ``processes`` at once; raises UserError or OSError where one fails.
 
     Plain processes, because a pool that renews its workers may hang when one of them dies.
     """
@@ -308,8 +311,10 @@ def synthesise(folder: Path, data: Path, chunks: list[list[PlannedClip]], proces
                         try:
                             error = reader.recv()
                         except EOFError:
-                            error = "the process that made it died"
+                            error = UserError("the process that made it died")
                         worker.join()
+                        if isinstance(error, OSError):  # such as a full disk
+                            raise error
                         if error:
                             raise UserError(f"clips {chunk[0].id} to {chunk[-1].id} of the synthetic corpus: {error}")
                         bar.update(len(chunk))

@@ -3,6 +3,7 @@
 import errno
 import gc
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from click import Command
 
 STOPS: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+IN_THE_WAY = (FileExistsError, IsADirectoryError, NotADirectoryError)
 AGAIN_S = 0.01  # until a finalizer that met a stop, and could not pass it on, has ended
 
 
@@ -56,6 +58,16 @@ def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
     sys.exit(status)
 
 
+def leave_at_once() -> None:
+    """Have Ctrl-C and SIGTERM end the process with their line and status, until ``run`` hears them: nothing is begun."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        os._exit(report(f"stopped by {STOPS[number]}", 128 + number))
+
+    for number in STOPS:
+        signal.signal(number, leave)
+
+
 def report_error(error: BaseException) -> int:
     """Say in a line what a person can mend, and give its exit status; raises anything else again."""
     if isinstance(error, UserError):
@@ -67,6 +79,8 @@ def report_error(error: BaseException) -> int:
         return report(f"Error: no space is left on the disk{place}: free some and run the same command again", 1)
     if isinstance(error, PermissionError):
         return report(f"Error: {name}: permission denied: let this user read and write it (chmod, chown)", 1)
+    if isinstance(error, IN_THE_WAY):
+        return report(f"Error: {name}: {error.strerror}: a file lies where a folder belongs, or the reverse", 1)
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return report(f"Error: {name}: its file system is read-only: work in a folder that can be written", 1)
     raise error
@@ -95,5 +109,5 @@ def invoke(load: "Callable[[], Command]", arguments: list[str]) -> int:
 
 
 def report(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
+    print(message, file=sys.stderr, flush=True)
     return status
