@@ -24,7 +24,7 @@ def place(tmp_path_factory, tiny, shards_folder) -> Path:
 
 @pytest.mark.parametrize(
     ("number", "status", "steps", "workers"),
-    [(signal.SIGKILL, -9, (8, 24, 44), 0), (signal.SIGINT, 130, (20,), 2), (signal.SIGTERM, 143, (20,), 0)],
+    [(signal.SIGKILL, -9, (8, 20, 32), 0), (signal.SIGINT, 130, (20,), 2), (signal.SIGTERM, 143, (20,), 0)],
     ids=["SIGKILL", "SIGINT", "SIGTERM"],
 )
 def test_a_stopped_run_ends_in_the_same_bytes(place, number, status, steps, workers):

@@ -141,7 +141,9 @@ with open_trackers(list(TRACKERS), TrackedRun(run, place / "runs"), place) as tr
     trackers.on_log(None, None, None)
     if dies:
         wanted = {(step, name) for step, row in read_curves(place) for name in row}
-        while any(follower.sent != wanted for follower in trackers.followers):
+        for _ in range(12000):
+            if all(follower.sent == wanted for follower in trackers.followers):
+                break
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 """
