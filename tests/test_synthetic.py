@@ -173,6 +173,9 @@ def test_a_full_disk_is_told_as_one_and_not_as_a_process_that_died(tmp_path):
     audio = tmp_path / "train/audio"
     audio.mkdir(parents=True)
     (audio / "train-00000.wav.part").symlink_to("/dev/full")
-    with synthetic.short_data_path(Path(espeakng_loader.get_data_path())) as data, pytest.raises(OSError) as told:
+    with (
+        synthetic.short_data_path(Path(espeakng_loader.get_data_path())) as data,
+        pytest.raises(OSError, match="space") as told,
+    ):
         synthetic.synthesise(tmp_path, data, [[planned()]], processes=1)
     assert told.value.errno == errno.ENOSPC and not any(audio.iterdir())

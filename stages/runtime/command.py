@@ -59,7 +59,7 @@ def run(load: "Callable[[], Command]", arguments: list[str]) -> None:
 
 
 def leave_at_once() -> None:
-    """Have Ctrl-C and SIGTERM end the process with their line and status, until ``run`` hears them: nothing is begun."""
+    """Have Ctrl-C and SIGTERM end the process with their line and status until ``run`` hears them: no work began."""
 
     def leave(number: int, _: FrameType | None) -> None:
         os._exit(report(f"stopped by {STOPS[number]}", 128 + number))
