@@ -34,6 +34,11 @@ class ImproveHandlers:
             following = texts.index(previous) + 1 if previous in texts else 0
             return texts[following % len(texts)], None, speaker
 
+    def show_first(self, previous: str, speaker: str, request: gr.Request) -> tuple[str, str]:
+        """The sentence that the page opens with; what was recorded before a slow server said it stays."""
+        text, _, speaker = self.show_next(previous, speaker, request)
+        return text, speaker
+
     def show_last(self, last: Upload | None, request: gr.Request) -> tuple[str, str]:
         """The last transcript and its recording, to be corrected."""
         language = request_language(request)
@@ -86,7 +91,7 @@ def build_improve_tab(page: gr.Blocks, corpus: Path, params: Path, last: gr.Stat
     save = gr.Button(localized("save"), variant="primary", elem_id="save")
     answer = gr.HTML(elem_id="answer")
     form = [said, recording, speaker]
-    page.load(handlers.show_next, [said, speaker], form, **UNQUEUED)
+    page.load(handlers.show_first, [said, speaker], [said, speaker], **UNQUEUED)
     another.click(handlers.show_next, [said, speaker], form, **PRIVATE)
     correct.click(handlers.show_last, last, [said, recording], **PRIVATE)
     save.click(handlers.save, [recording, said, consent, speaker, last], [answer, *form], **PRIVATE)
