@@ -287,14 +287,19 @@ def trainer_of(sweep: subprocess.Popen) -> psutil.Process | None:
     return None
 
 
-def suspended_trainer(sweep: subprocess.Popen) -> psutil.Process:
+def suspended_trainers(*sweeps: subprocess.Popen) -> list[psutil.Process]:
+    """Of each sweep the training, suspended as soon as it has saved a checkpoint, so that none ends meanwhile."""
     end = time.monotonic() + 3 * PATIENCE
-    while not (trainer := trainer_of(sweep)):
+    found: dict[int, psutil.Process] = {}
+    while len(found) < len(sweeps):
         assert time.monotonic() < end
-        with suppress(subprocess.TimeoutExpired):
-            raise AssertionError(f"the sweep ended with {sweep.wait(0.1)}")  # else leaves it the processor
-    trainer.suspend()
-    return trainer
+        for sweep in sweeps:
+            if sweep.pid not in found and (trainer := trainer_of(sweep)):
+                trainer.suspend()
+                found[sweep.pid] = trainer
+            with suppress(subprocess.TimeoutExpired):
+                raise AssertionError(f"the sweep ended with {sweep.wait(0.05)}")  # else leaves it the processor
+    return [found[sweep.pid] for sweep in sweeps]
 
 
 def test_two_processes_stopped_in_the_middle_lose_no_trial_and_run_none_twice(finished, tmp_path):
@@ -302,10 +307,9 @@ def test_two_processes_stopped_in_the_middle_lose_no_trial_and_run_none_twice(fi
     overrides = {"train.max_steps": 60, "train.eval_every": 30, "train.save_every": 5}
     YAML().dump({"space": SPACE, "overrides": overrides, "pruner": None, "trials": 2}, file)
     killed, stopped = begin(finished, file), begin(finished, file)
-    suspended_trainer(killed)
+    _, trainer = suspended_trainers(killed, stopped)
     for process in [*psutil.Process(killed.pid).children(recursive=True), psutil.Process(killed.pid)]:
         process.kill()
-    trainer = suspended_trainer(stopped)
     stopped.send_signal(signal.SIGINT)
     trainer.resume()
     assert stopped.wait(PATIENCE) == 130
