@@ -75,6 +75,11 @@ def test_a_stop_of_a_pool_is_told_in_one_line(settings, tmp_path, stop, status, 
     assert not (tmp_path / "d.json").exists()
 
 
+def run_program(lines: list[str]) -> subprocess.CompletedProcess:
+    """A program of the project's own, in a process."""
+    return subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+
+
 def test_what_a_stop_leaves_half_done_is_not_told():
     lines = [
         "import signal",
@@ -87,7 +92,7 @@ def test_what_a_stop_leaves_half_done_is_not_told():
         "    signal.raise_signal(signal.SIGINT)",
         "run(load, [])",
     ]
-    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    ended = run_program(lines)
     assert (ended.returncode, ended.stderr) == (130, "stopped by Ctrl-C\n")
 
 
@@ -101,7 +106,7 @@ def test_a_second_stop_breaks_off_nothing_that_python_does_at_its_end():
         "atexit.register(lambda: (stop(), print('told all')))",
         "run(stop, [])",
     ]
-    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    ended = run_program(lines)
     assert (ended.returncode, ended.stderr, ended.stdout) == (130, "stopped by Ctrl-C\n", "told all\n")
 
 
@@ -130,7 +135,7 @@ def test_a_stop_that_python_swallows_ends_the_work_all_the_same(swallow):
         "    print('went on to the end')",
         "run(load, [])",
     ]
-    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    ended = run_program(lines)
     assert (ended.returncode, ended.stderr, ended.stdout) == (130, "stopped by Ctrl-C\n", "")
 
 
@@ -165,8 +170,7 @@ def test_an_unknown_option_is_named(tmp_path):
 
 
 def test_our_own_mistake_keeps_its_traceback():
-    program = "from stages.runtime.command import run; run(lambda: 1 / 0, [])"
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    ended = run_program(["from stages.runtime.command import run", "run(lambda: 1 / 0, [])"])
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr and "ZeroDivisionError" in ended.stderr
 

@@ -25,7 +25,7 @@ import soxr
 
 from stages.asr.clips import SPLITS, Clip, Drop, clean_text
 from stages.params import Synthetic
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, is_full
 from stages.runtime.files import written_aside
 from stages.runtime.progress import ProgressBar
 from stages.runtime.stops import deferred_signals
@@ -285,9 +285,10 @@ def synthesise_chunk(folder: Path, data: Path, chunk: list[PlannedClip], report:
 
 
 def synthesise(folder: Path, data: Path, chunks: list[list[PlannedClip]], processes: int) -> None:
-    """Speak each chunk in a fresh process, at most ``processes`` at once; raises UserError or OSError where one fails.
+    """Speak each chunk in a fresh process, at most ``processes`` at once.
 
-    Plain processes, because a pool that renews its workers may hang when one of them dies.
+    Raises UserError where one fails, and OSError where the disk is full. Plain processes, because a pool
+    that renews its workers may hang when one of them dies.
     """
     context = get_context("spawn")
     waiting = chunks[::-1]
@@ -313,7 +314,7 @@ def synthesise(folder: Path, data: Path, chunks: list[list[PlannedClip]], proces
                         except EOFError:
                             error = UserError("the process that made it died")
                         worker.join()
-                        if isinstance(error, OSError):  # such as a full disk
+                        if error and is_full(error):  # which the command tells as such
                             raise error
                         if error:
                             raise UserError(f"clips {chunk[0].id} to {chunk[-1].id} of the synthetic corpus: {error}")
